@@ -1,0 +1,1 @@
+"""A project that shows the package at work: ``manage.py demo``."""

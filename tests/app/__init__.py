@@ -1,0 +1,1 @@
+"""A small app whose jobs the tests run."""

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+from tests import fan_out
+
+DATABASE_FIXTURES = {"db", "transactional_db", "django_db_setup", "live_server"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> int | None:
+    return fan_out.run(config) if fan_out.is_wanted(config) else None
+
+
+def pytest_report_header() -> str:
+    from django.db import connection
+
+    return f"database: {connection.vendor}"
+
+
+def _uses_database(item: pytest.Item) -> bool:
+    from django.test import TransactionTestCase
+
+    test_class = getattr(item, "cls", None)
+    return (
+        item.get_closest_marker("django_db") is not None
+        or not DATABASE_FIXTURES.isdisjoint(getattr(item, "fixturenames", ()))
+        or (test_class is not None and issubclass(test_class, TransactionTestCase))
+    )
+
+
+def _runs_everywhere(item: pytest.Item) -> bool:
+    if item.get_closest_marker("every_database"):
+        return True
+    return _uses_database(item) and not item.get_closest_marker("once")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not fan_out.is_later_database():
+        return
+    left = [item for item in items if _runs_everywhere(item)]
+    if len(left) < len(items):
+        config.hook.pytest_deselected(items=[item for item in items if not _runs_everywhere(item)])
+        items[:] = left
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_terminal_summary(terminalreporter: Any) -> Generator[None]:
+    yield
+    fan_out.write_counts(terminalreporter.stats)
