@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import django
 import environ
 
 BASE_DIR = Path(__file__).resolve().parent.parent
@@ -73,7 +74,13 @@ USE_I18N = True
 USE_TZ = True
 STATIC_URL = "static/"
 
-EMAIL_BACKEND = "django.core.mail.backends.filebased.EmailBackend"
-EMAIL_FILE_PATH = str(BASE_DIR / "demo-data" / "mails")
+# Mails are written to files, which the demonstration counts.
+_MAIL_BACKEND = "django.core.mail.backends.filebased.EmailBackend"
+_MAIL_FOLDER = str(BASE_DIR / "demo-data" / "mails")
+if django.VERSION >= (6, 1):
+    MAILERS = {"default": {"BACKEND": _MAIL_BACKEND, "OPTIONS": {"file_path": _MAIL_FOLDER}}}
+else:
+    EMAIL_BACKEND = _MAIL_BACKEND
+    EMAIL_FILE_PATH = _MAIL_FOLDER
 
 DJANGO_JOBS: dict[str, Any] = {}
