@@ -233,7 +233,7 @@ def test_a_kill_excuses_only_repeats_around_it_and_no_more_than_it_interrupted()
     ledger = [request(1, provider.CHARGED), request(5, provider.REPEATED)]
     assert explain_repeats(ledger, [kill(3)]).after_kill == 1
     assert len(explain_repeats(ledger, [kill(6)]).unexplained) == 1
-    assert len(explain_repeats(ledger, [kill(0.5)]).unexplained) == 1
+    assert len(explain_repeats(ledger, [kill(-60)]).unexplained) == 1
     two = [*ledger, request(2, provider.CHARGED, "other"), request(6, provider.REPEATED, "other")]
     found = explain_repeats(two, [kill(3, hands=1)])
     assert (found.after_kill, len(found.unexplained), found.total) == (1, 1, 2)

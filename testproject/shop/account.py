@@ -6,6 +6,7 @@ The expected side is a file that ``data/make_expected.py`` made from the orders 
 from __future__ import annotations
 
 import csv
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -129,16 +130,16 @@ def differences(account: Account) -> Iterable[str]:
     yield from _presence("mail", charged, account.mails)
     yield from _presence("parcel", charged, Counter(account.parcels))
     yield from _rejection_differences(account)
-    yield from _some(account.job_errors, "jobs did not complete")
+    yield from _some(account.job_errors, "jobs that did not complete")
     yield from _some(
         [
-            f"order {r.order}: asked again for a charge it had an answer to"
-            for r in account.repeats.unexplained
+            f"order {request.order}: asked again for a charge it had an answer to"
+            for request in account.repeats.unexplained
         ],
         "repeated requests that neither a lost answer nor a kill explains",
     )
     if conflicts := account.outcome(provider.CONFLICT):
-        yield f"{conflicts} requests used a key for another charge"
+        yield f"requests that used the key of another charge: {conflicts}"
 
 
 def _charge_differences(account: Account) -> Iterable[str]:
@@ -148,21 +149,28 @@ def _charge_differences(account: Account) -> Iterable[str]:
     wanted = account.expected.charges
     yield from _some(
         [f"order {order}: not charged" for order in wanted if order not in made],
-        "orders were not charged",
+        "orders not charged",
     )
     yield from _some(
         [f"order {order}: charged though it is rejected" for order in made if order not in wanted],
-        "rejected orders were charged",
+        "rejected orders charged",
     )
     doubled = {order: charges for order, charges in made.items() if len(charges) > 1}
-    surplus = sum(len(charges) - 1 for charges in doubled.values())
-    cents = sum(charge.cents for charges in doubled.values() for charge in charges[1:])
+    surplus = [charge for charges in doubled.values() for charge in charges[1:]]
+    # The provider had answered the charge before, so its step was complete.
+    answered = sum(
+        before.outcome == provider.CHARGED
+        for charges in doubled.values()
+        for before, _ in itertools.pairwise(charges)
+    )
     yield from _some(
         [
             f"order {order}: charged {len(charges)} times, {_euros(charges[0].cents)} each"
             for order, charges in doubled.items()
         ],
-        f"customers were charged more than once: {surplus} charges, {_euros(cents)} too much",
+        f"orders charged more than once (too much: {len(surplus)} charges,"
+        f" {_euros(sum(charge.cents for charge in surplus))};"
+        f" {answered} of them though the charge before had been answered)",
     )
     yield from _some(
         [
@@ -170,7 +178,7 @@ def _charge_differences(account: Account) -> Iterable[str]:
             for order, charges in made.items()
             if order in wanted and charges[0].cents != wanted[order] * 100
         ],
-        "orders were charged a wrong amount",
+        "orders charged a wrong amount",
     )
 
 
@@ -178,7 +186,7 @@ def _presence(noun: str, wanted: Mapping[str, object], found: Counter[str]) -> I
     wrong = [f"order {order}: no {noun}" for order in wanted if not found[order]]
     wrong += [f"order {order}: a {noun} too many" for order in found if order not in wanted]
     wrong += [f"order {order}: {n} {noun}s" for order, n in found.items() if n > 1]
-    yield from _some(wrong, f"{noun}s are missing or too many")
+    yield from _some(wrong, f"{noun}s missing or too many")
 
 
 def _rejection_differences(account: Account) -> Iterable[str]:
@@ -189,14 +197,14 @@ def _rejection_differences(account: Account) -> Iterable[str]:
             for row in sorted(wanted.keys() | found.keys())
             if wanted.get(row) != found.get(row)
         ],
-        "rows were judged otherwise than expected",
+        "rows judged otherwise than expected",
     )
 
 
 def _some(lines: list[str], summary: str) -> Iterable[str]:
     """A summary and the first few of ``lines``, or nothing."""
     if lines:
-        yield f"{len(lines)} {summary}"
+        yield f"{summary}: {len(lines)}"
         yield from (f"  {line}" for line in lines[:SHOWN_PER_KIND])
         if len(lines) > SHOWN_PER_KIND:
             yield f"  … and {len(lines) - SHOWN_PER_KIND} more"

@@ -67,6 +67,10 @@ class Repeats:
         return self.after_lost_answer + self.after_kill + len(self.unexplained)
 
 
+#: A request may lie in the provider's socket when its sender is killed: seconds until it is read.
+ON_THE_WAY = 2.0
+
+
 def explain_repeats(requests: Iterable[Request], kills: Iterable[Kill]) -> Repeats:
     """Every repeat needs a lost answer or a kill before it; a kill excuses ``hands`` of them."""
     found = Repeats()
@@ -78,7 +82,9 @@ def explain_repeats(requests: Iterable[Request], kills: Iterable[Kill]) -> Repea
             last[request.key] = request
         if request.outcome != provider.REPEATED or before is None:
             continue
-        excuse = next((k for k in left if before.at <= k[0] <= request.at and k[1]), None)
+        excuse = next(
+            (k for k in left if before.at - ON_THE_WAY <= k[0] <= request.at and k[1] > 0), None
+        )
         if before.outcome == provider.LOST:
             found.after_lost_answer += 1
         elif excuse is not None:

@@ -257,12 +257,12 @@ class Command(BaseCommand):
         self._say(f"{'The account':<30}{'expected':>14}{'actual':>14}")
         for label, should, has in [
             ("charges in the ledger", len(expected.charges), len(account.charges)),
-            ("charged in all, EUR", expected.amount, account.amount),
+            ("charged in all, EUR", f"{expected.amount:,.2f}", f"{account.amount:,.2f}"),
             ("mails", len(expected.charges), account.mails.total()),
             ("parcels", len(expected.charges), len(account.parcels)),
             ("rejected rows", len(expected.rejections), rejected),
         ]:
-            self._say(f"  {label:<28}{should:>14,}{has:>14,}")
+            self._say(f"  {label:<28}{should:>14}{has:>14}")
         self._say(f"  new charges in this run: {len(account.charges) - known}")
         self._say(f"  jobs: {_counted(account.jobs)}")
         self._report_faults(account, run)
@@ -345,7 +345,7 @@ def _ensure_user() -> bool:
         return True
     if users.exists():
         return False
-    users.create_superuser(USER, f"{USER}@example.com", PASSWORD)  # type: ignore[attr-defined]
+    users.create_superuser(USER, f"{USER}@example.com", PASSWORD)
     return True
 
 
