@@ -58,6 +58,7 @@ def test_the_code_of_the_page_runs_to_its_end(name: str, tmp_path: Path, databas
 
 
 @pytest.mark.every_database
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(
     not os.environ.get("TEST_STRANGER"), reason="TEST_STRANGER=1 installs into fresh environments"
 )
