@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -132,3 +133,9 @@ def test_a_block_is_written_to_the_file_that_it_names(tmp_path: Path) -> None:
 def test_the_tables_of_the_reference_are_those_of_the_code(name: str) -> None:
     page = docs_tables.REFERENCE / name
     assert page.read_text() == docs_tables.renewed(name), "run: python -m tests.docs_tables"
+
+
+def test_the_readme_links_to_files_that_exist() -> None:
+    links = re.findall(r"\]\(([^)#:]+)\)", (ROOT / "README.md").read_text())
+    assert "docs/tutorial.md" in links
+    assert [link for link in links if not (ROOT / link).exists()] == []
