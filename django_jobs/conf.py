@@ -235,22 +235,30 @@ class JobsSettings:
     """
 
     lease: float = _key(
-        15.0, _seconds, "How long a worker may drive a job without renewing its right to it.",
+        15.0,
+        _seconds,
+        "How long a worker may drive a job without renewing its right to it.",
         unit="s",
     )
     heartbeat: float = _key(
         5.0, _seconds, "How often a worker renews its leases; at most half of LEASE.", unit="s"
     )
     grace: float = _key(
-        25.0, _seconds_or_zero, "How long jobs in hand may go on after SIGTERM before they are handed back.",
+        25.0,
+        _seconds_or_zero,
+        "How long jobs in hand may go on after SIGTERM before they are handed back.",
         unit="s",
     )
     poll_min: float = _key(
-        0.2, _seconds, "Shortest pause between two looks for work, where no notification comes.",
+        0.2,
+        _seconds,
+        "Shortest pause between two looks for work, where no notification comes.",
         unit="s",
     )
     poll_max: float = _key(
-        2.0, _seconds, "Longest pause between two looks for work, where no notification comes.",
+        2.0,
+        _seconds,
+        "Longest pause between two looks for work, where no notification comes.",
         unit="s",
     )
     crash_limit: int = _key(
@@ -259,15 +267,17 @@ class JobsSettings:
     step_limit: int = _key(
         1000, _whole(1), "After so many steps a run is failed with the code step_limit."
     )
-    retries: Retry | None = _key(
-        None, _retries,
+    retries: Retry | None = _key(  # noqa: RUF009 (a field, as all others here)
+        None,
+        _retries,
         "Retries of tasks that say nothing themselves: a number of extra tries or a Retry.",
     )
     default_runner: str = _key(
         "db", _runner, 'Who executes jobs unless told otherwise: "db", "inline" or "celery".'
     )
     queues: Mapping[str, QueueSettings] = _key(
-        MappingProxyType({}), _queues,
+        MappingProxyType({}),
+        _queues,
         "Settings of queues by name: limit, priority, fair_by, runner.",
     )
     schedules: bool = _key(True, _switch, "Whether workers also tick the schedules.")
@@ -277,71 +287,103 @@ class JobsSettings:
     )
 
     database: str | None = _key(
-        None, _text_or_none, "Alias of the database that holds the jobs; None is the default one.",
+        None,
+        _text_or_none,
+        "Alias of the database that holds the jobs; None is the default one.",
         group="Database",
     )
     listen_dsn: str | None = _key(
-        None, _text_or_none,
+        None,
+        _text_or_none,
         "Address of a direct PostgreSQL connection for LISTEN, where a pooler stands between.",
-        group="Database", secret=True,
+        group="Database",
+        secret=True,
     )
     notify: bool = _key(
-        True, _switch, "Whether an enqueue wakes workers by NOTIFY (PostgreSQL only).",
+        True,
+        _switch,
+        "Whether an enqueue wakes workers by NOTIFY (PostgreSQL only).",
         group="Database",
     )
     prepare: bool = _key(
-        True, _switch, "Whether workers prepare their statements; False behind some poolers.",
+        True,
+        _switch,
+        "Whether workers prepare their statements; False behind some poolers.",
         group="Database",
     )
 
     keep_completed: float | None = _key(
-        7 * DAY, _age,
+        7 * DAY,
+        _age,
         "How long completed, canceled and compensated jobs are kept; None keeps them.",
-        unit="s", group="Retention",
+        unit="s",
+        group="Retention",
     )
     keep_failed: float | None = _key(
-        90 * DAY, _age,
+        90 * DAY,
+        _age,
         "How long failed and compensation_failed jobs are kept; None keeps them.",
-        unit="s", group="Retention",
+        unit="s",
+        group="Retention",
     )
 
     required_input: tuple[str, ...] = _key(
         (), _names, "Input fields without which every enqueue is refused.", group="Input"
     )
     tenant_fields: tuple[str, ...] = _key(
-        (), _names, "Input fields copied to indexed columns; together they are the tenant.",
+        (),
+        _names,
+        "Input fields copied to indexed columns; together they are the tenant.",
         group="Input",
     )
     tenant_context: str | None = _key(
-        None, _dotted_or_none, "Dotted path of a context manager entered around every handler.",
+        None,
+        _dotted_or_none,
+        "Dotted path of a context manager entered around every handler.",
         group="Input",
     )
     max_input: int = _key(
-        1_048_576, _whole(1024), "Largest input of a job or step as JSON.",
-        unit="bytes", group="Input",
+        1_048_576,
+        _whole(1024),
+        "Largest input of a job or step as JSON.",
+        unit="bytes",
+        group="Input",
     )
     max_output: int = _key(
-        1_048_576, _whole(1024), "Largest output of a job or step as JSON.",
-        unit="bytes", group="Input",
+        1_048_576,
+        _whole(1024),
+        "Largest output of a job or step as JSON.",
+        unit="bytes",
+        group="Input",
     )
     max_event: int = _key(
         65_536, _whole(1024), "Largest payload of an event as JSON.", unit="bytes", group="Input"
     )
     redact: tuple[str, ...] = _key(
-        (), _names, "Names of further fields that are hidden wherever inputs and errors are shown.",
+        (),
+        _names,
+        "Names of further fields that are hidden wherever inputs and errors are shown.",
         group="Input",
     )
 
     run_secret: str | None = _key(
-        None, _text_or_none, "Bearer token of the HTTP endpoints; None refuses every bearer.",
-        group="HTTP", secret=True,
+        None,
+        _text_or_none,
+        "Bearer token of the HTTP endpoints; None refuses every bearer.",
+        group="HTTP",
+        secret=True,
     )
     webhook_secrets: tuple[str, ...] = _key(
-        (), _signing_secrets, "Signing secrets whsec_…: every one signs, any one verifies.",
-        group="HTTP", secret=True,
+        (),
+        _signing_secrets,
+        "Signing secrets whsec_…: every one signs, any one verifies.",
+        group="HTTP",
+        secret=True,
     )
     http_allowed_hosts: tuple[str, ...] = _key(
-        (), _hosts, "Hosts that steps and webhooks may call on any port, by http, in private nets.",
+        (),
+        _hosts,
+        "Hosts that steps and webhooks may call on any port, by http, in private nets.",
         group="HTTP",
     )
     http_allowed_ports: tuple[int, ...] = _key(
@@ -351,11 +393,15 @@ class JobsSettings:
         False, _switch, "Whether steps and webhooks may call http:// addresses.", group="HTTP"
     )
     http_base_url: str | None = _key(
-        None, _url_or_none, "Address to which relative addresses of steps are joined.",
+        None,
+        _url_or_none,
+        "Address to which relative addresses of steps are joined.",
         group="HTTP",
     )
     callback_base_url: str | None = _key(
-        None, _url_or_none, "Public address of our own URLs, for the callbacks of parked steps.",
+        None,
+        _url_or_none,
+        "Public address of our own URLs, for the callbacks of parked steps.",
         group="HTTP",
     )
 

@@ -53,6 +53,14 @@ def plain(value: Any, *, what: str = "input", limit: int = DEFAULT_LIMIT) -> Any
     return _encode(value, what, limit)[0]
 
 
+def dumps_plain(value: Any, *, what: str = "input", limit: int = DEFAULT_LIMIT) -> str:
+    """Like :func:`dumps`, for what :func:`plain` or a schema returned: only the size is checked."""
+    text = to_json(value)
+    if len(text) > limit:
+        _too_large(what, limit, f"{len(text):,} bytes")
+    return text.decode()
+
+
 def _encode(value: Any, what: str, limit: int) -> tuple[Any, bytes]:
     """The plain value and its JSON text as bytes."""
     if _is_plain(value, limit, MAX_DEPTH) < 0:
@@ -137,7 +145,7 @@ class _Plainer:
             return float.__add__(value, 0.0) if type(value) is not float else value
         if isinstance(value, dict | list | tuple):
             return self._container(value, path, parents)
-        _refuse(path, f"{_type_name(value)} is not a JSON type", _remedy(value))
+        return _refuse(path, f"{_type_name(value)} is not a JSON type", _remedy(value))
 
     def _text(self, value: str, path: str, of: str = "the text") -> str:
         text = str.__str__(value)
@@ -237,7 +245,7 @@ def _remedy(value: Any) -> str:
 
 
 def loads(text: str | bytes | None) -> Any:
-    """The value of a JSON text, ``None`` for ``None``; ValueError for NaN and all that is no JSON."""
+    """The value of a JSON text, ``None`` for ``None``; ValueError for what is no JSON, or NaN."""
     if text is None:
         return None
     return from_json(text, allow_inf_nan=False)
@@ -249,7 +257,7 @@ _canonical = json.JSONEncoder(
 
 
 def canonical(value: Any) -> str:
-    """Compact JSON with sorted keys, for hashes and idempotency; refuses what :func:`dumps` does."""
+    """Compact JSON with sorted keys, for hashes; refuses what :func:`dumps` does."""
     return _canonical.encode(plain(value, what="value"))
 
 
@@ -312,7 +320,7 @@ def _traceback(error: BaseException) -> str:
     except BaseException:  # a chain too long, or attributes that raise
         pass
     try:
-        return "".join(traceback.format_exception(type(error), error, error.__traceback__, chain=False))
+        return "".join(traceback.format_exception(error, chain=False))
     except BaseException:
         return f"<traceback of {type(error).__qualname__} unprintable>"
 

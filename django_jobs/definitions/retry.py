@@ -56,7 +56,11 @@ _DEFAULTS: dict[str, Any] = {
     "restore": True,
 }
 _STORABLE = ("max_attempts", "delay", "backoff", "factor", "max_delay", "jitter")
-_SPEC_KEYS = {**{key: key for key in _STORABLE}, "maxAttempts": "max_attempts", "maxDelay": "max_delay"}
+_SPEC_KEYS = {
+    **{key: key for key in _STORABLE},
+    "maxAttempts": "max_attempts",
+    "maxDelay": "max_delay",
+}
 
 
 class Retry:
@@ -120,7 +124,8 @@ class Retry:
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"A Retry is frozen; make another one to change {name}.")
 
-    __delattr__ = None  # type: ignore[assignment]
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"A Retry is frozen; {name} cannot be deleted.")
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Retry):
@@ -318,11 +323,13 @@ def _attempts(key: str, value: Any) -> int:
 def _backoff(key: str, value: Any) -> Any:
     if callable(value) or value in ("fixed", "exponential"):
         return value
-    raise _wrong(key, value, 'give "fixed", "exponential" or a function (attempt, error) -> seconds.')
+    remedy = 'give "fixed", "exponential" or a function (attempt, error) -> seconds.'
+    raise _wrong(key, value, remedy)
 
 
 def _factor(key: str, value: Any) -> float:
-    return _number(key, value, 1, 1000, 'give a number from 1 to 1000; for equal waits use backoff="fixed".')
+    remedy = 'give a number from 1 to 1000; for equal waits use backoff="fixed".'
+    return _number(key, value, 1, 1000, remedy)
 
 
 def _jitter(key: str, value: Any) -> float:
