@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from argparse import ArgumentParser
@@ -92,6 +94,9 @@ class Command(BaseCommand):
         self.options = options
         self.data: Path = (options["data"] or _default_folder()).resolve()
         self.orders: Path = options["orders"].resolve()
+        # `kill` and `timeout` end it like Ctrl-C does, so that no process of it is left behind.
+        with contextlib.suppress(ValueError):
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             self._run()
         except (BadFile, ProcessFailed) as error:
