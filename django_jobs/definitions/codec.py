@@ -183,7 +183,7 @@ def _prepared(node: Any, found: _Findings, seen: dict[int, Any], *, closed: bool
     kind = node.get("type")
     if kind in ("dataclass", "typed-dict"):
         made["config"] = {**_CONFIG, **(node.get("config") or {})}
-    if kind == "typed-dict" and not closed and "extra_behavior" not in node:
+    if kind == "typed-dict" and not closed and not _says_extra(node):
         # A TypedDict is open: what it does not name is kept instead of silently dropped.
         made["extra_behavior"] = "allow"
         found.kinds.add("any")
@@ -192,6 +192,13 @@ def _prepared(node: Any, found: _Findings, seen: dict[int, Any], *, closed: bool
             functools.partial(_encode_dataclass, node["cls"])
         )
     return made
+
+
+def _says_extra(node: dict[str, Any]) -> bool:
+    """Whether a TypedDict itself says what becomes of keys that it does not name."""
+    cls = node.get("cls")
+    closed = getattr(cls, "__closed__", None) or "extras_schema" in node
+    return bool(closed) or "extra" in (getattr(cls, "__pydantic_config__", None) or {})
 
 
 def _encode_dataclass(cls: type, value: Any, handler: Callable[[Any], Any]) -> Any:

@@ -367,12 +367,10 @@ class Schema:
         """Positional arguments first: the positional-only ones, or all where ``*args`` follow."""
         named = dict(values)
         surplus = named.pop(SURPLUS, ()) if self._takes_surplus else ()
-        args: list[Any] = []
-        for name in self._positional if surplus else self._positional_only:
-            if name in named:
-                args.append(named.pop(name))
-            elif (default := self._named[name].default) is not inspect.Parameter.empty:
-                args.append(default)
+        names = list(self._positional if surplus else self._positional_only)
+        while names and not surplus and names[-1] not in named:
+            names.pop()  # the function fills in its own default
+        args = [named.pop(n) if n in named else self._named[n].default for n in names]
         return (*args, *surplus), named
 
     # --- output ------------------------------------------------------------------------------
