@@ -256,9 +256,9 @@ _canonical = json.JSONEncoder(
 )
 
 
-def canonical(value: Any) -> str:
+def canonical(value: Any, *, limit: int = DEFAULT_LIMIT) -> str:
     """Compact JSON with sorted keys, for hashes; refuses what :func:`dumps` does."""
-    return _canonical.encode(plain(value, what="value"))
+    return _canonical.encode(plain(value, what="value", limit=limit))
 
 
 # --- text ---------------------------------------------------------------------------------------

@@ -88,8 +88,10 @@ class Codec:
         self._is_exact = found.kinds <= _EXACT_KINDS and not found.inexact
         # Of these kinds a JSON value can be read as it is, without its way through text.
         self._reads_values = self._is_json or (self._is_exact and "bytes" not in found.kinds)
-        self._names = {"by_name": True} if found.aliased else {}
-        self._stored_names = {"by_name": True, "by_alias": False} if found.aliased else {}
+        self._names: dict[str, Any] = {"by_name": True} if found.aliased else {}
+        self._stored_names: dict[str, Any] = (
+            {"by_name": True, "by_alias": False} if found.aliased else {}
+        )
 
     def dump(self, value: Any, path: str, limit: int = jsonvalues.DEFAULT_LIMIT) -> Any:
         """The JSON value of ``value``; Unfit or NotSerializable name the path."""
@@ -203,7 +205,7 @@ def _says_extra(node: dict[str, Any]) -> bool:
 
 def _encode_dataclass(cls: type, value: Any, handler: Callable[[Any], Any]) -> Any:
     """A dataclass by its own fields, not by those of the base that is the hint."""
-    kind = type(value)
+    kind: Any = type(value)
     if kind is cls or not issubclass(kind, cls):
         return handler(value)
     return _codec_of(kind).encode(value)
@@ -279,6 +281,9 @@ def _difference(before: Any, after: Any) -> tuple[Any, ...]:
     return () if _equal(before, after) else (before, after)
 
 
+_SAME_OBJECT: Any = object.__eq__
+
+
 class _Key:
     """Stands for a key of a dict that would come back as another one."""
 
@@ -310,9 +315,10 @@ def _equal(before: Any, after: Any) -> bool:
         return before.astimezone(UTC) == after.astimezone(UTC)
     if not isinstance(before, type(after)):
         return False
+    kind: Any = type(after)
     if isinstance(before, Enum) and not isinstance(after, Enum):
-        return isinstance(after, str | int) and bool(before == after)
-    if type(after).__eq__ is object.__eq__:
+        return kind in (str, int) and bool(before == after)
+    if kind.__eq__ is _SAME_OBJECT:
         # A type that cannot be compared is trusted where its attributes are the same.
         return not _difference(getattr(before, "__dict__", {}), getattr(after, "__dict__", {}))
     return bool(before == after)

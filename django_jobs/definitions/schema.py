@@ -149,11 +149,12 @@ class Schema:
 
     def resolve(self) -> None:
         """Resolve the hints and build the validators; ConfigurationError names what is wrong."""
-        if self._resolved:
-            return
-        with self._lock:
-            if self._resolved:
-                return
+        if not self._resolved:
+            with self._lock:
+                self._resolve()
+
+    def _resolve(self) -> None:
+        if not self._resolved:  # another thread may have been first
             hints = self._hints()
             self._typed = {name: hint for name, hint in hints.items() if not _is_open(hint)}
             self._typed.pop("return", None)
@@ -228,7 +229,7 @@ class Schema:
             name: (Required if name in self._needed else NotRequired)[hint]
             for name, hint in hints.items()
         }
-        made = TypedDict("Input", members)  # type: ignore[operator]
+        made = TypedDict("Input", members)  # type: ignore[misc]
         made.__module__ = getattr(_plain_function(self.func), "__module__", None) or __name__
         return made
 
@@ -319,9 +320,9 @@ class Schema:
             self._refuse_names(kwargs)
         try:
             if self._input is None:
-                return jsonvalues.plain(kwargs, limit=limit)  # type: ignore[no-any-return]
+                return jsonvalues.plain(kwargs, limit=limit)
             if self._all_typed:
-                return self._input.dump(kwargs, "input", limit)  # type: ignore[no-any-return]
+                return self._input.dump(kwargs, "input", limit)
             typed = {name: value for name, value in kwargs.items() if name in self._typed}
             rest = {name: value for name, value in kwargs.items() if name not in self._typed}
             stored = self._input.dump(typed, "input", limit)

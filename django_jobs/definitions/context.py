@@ -1,0 +1,185 @@
+"""What handlers get as their first argument. Every method hands over to the driver of the attempt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Protocol
+
+from django_jobs.definitions.retry import Retry
+
+if TYPE_CHECKING:
+    from django_jobs.models import Job
+
+
+@dataclass(frozen=True, slots=True)
+class StepCall:
+    """A step that is described but not started: what ``run.call()`` returns for ``run.gather()``."""
+
+    step_id: str
+    target: Any
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    inline: bool = False
+    retries: int | Retry | None = None
+    timeout: float | timedelta | None = None
+    transactional: bool | None = None
+    compensate: Any = None
+
+
+class Log(Protocol):
+    """The log of an attempt: lines are stored with the job and shown in the admin."""
+
+    def debug(self, message: object, *args: object) -> None: ...
+    def info(self, message: object, *args: object) -> None: ...
+    def warning(self, message: object, *args: object) -> None: ...
+    def error(self, message: object, *args: object) -> None: ...
+    def exception(self, message: object, *args: object) -> None: ...
+
+
+class Driver(Protocol):
+    """What an attempt offers to its contexts."""
+
+    log: Log
+    version: str | None
+
+    @property
+    def job(self) -> Job: ...
+    @property
+    def input(self) -> dict[str, Any]: ...
+    @property
+    def task_status(self) -> dict[str, dict[str, dict[str, Any]]]: ...
+    @property
+    def cancel_requested(self) -> bool: ...
+    def progress(self, fraction: float, note: str) -> None: ...
+    def heartbeat(self) -> None: ...
+    def step(self, call: StepCall) -> Any: ...
+    def gather(self, calls: list[StepCall]) -> Any: ...
+
+
+class Context:
+    """What all contexts have."""
+
+    def __init__(self, driver: Driver, *, attempt: int, idempotency_key: str) -> None:
+        self._driver = driver
+        #: Number of this try, from 1: of the job, or of the step where the task is called as one.
+        self.attempt = attempt
+        #: The same on every try: the job's id, or the job's id and the step's.
+        self.idempotency_key = idempotency_key
+
+    @property
+    def job(self) -> Job:
+        """The job's row, to be read only. Inside a step it is the run's job."""
+        return self._driver.job
+
+    @property
+    def input(self) -> dict[str, Any]:
+        """The stored input."""
+        return self._driver.input
+
+    @property
+    def version(self) -> str | None:
+        """The version of the code that the job started with."""
+        return self._driver.version
+
+    @property
+    def task_status(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """The steps recorded so far, by slug and id."""
+        return self._driver.task_status
+
+    @property
+    def log(self) -> Log:
+        return self._driver.log
+
+    @property
+    def cancel_requested(self) -> bool:
+        """Whether somebody canceled the job; the row is asked at most once a second."""
+        return self._driver.cancel_requested
+
+    def progress(self, fraction: float, note: str = "") -> None:
+        """Show how far the job is: ``fraction`` from 0 to 1."""
+        self._driver.progress(fraction, note)
+
+    def heartbeat(self) -> None:
+        """Renew the lease now; raises LeaseLost if it is gone. Workers do this by themselves."""
+        self._driver.heartbeat()
+
+
+class StepMethods(Context):
+    """The step methods. In an ``async def`` handler each returns an awaitable."""
+
+    def task(
+        self,
+        id: str,
+        target: Any,
+        /,
+        *args: Any,
+        retries: int | Retry | None = None,
+        timeout: float | timedelta | None = None,
+        transactional: bool | None = None,
+        compensate: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Run a registered task as the step ``id`` and return its typed output.
+
+        A completed step is not run again: its stored output is returned. Raises JobFailed once the
+        step's retries are used up, on every later pass too; DuplicateStepId; UnknownTask.
+        """
+        return self._driver.step(
+            StepCall(id, target, args, kwargs, False, retries, timeout, transactional, compensate)
+        )
+
+    def inline(
+        self,
+        id: str,
+        function: Callable[[], Any],
+        /,
+        *,
+        retries: int | Retry | None = None,
+        timeout: float | timedelta | None = None,
+        transactional: bool | None = None,
+        compensate: Any = None,
+    ) -> Any:
+        """Run a function without a registered task as the step ``id``; its output is stored as JSON."""
+        return self._driver.step(
+            StepCall(id, function, (), {}, True, retries, timeout, transactional, compensate)
+        )
+
+    def call(self, id: str, target: Any, /, *args: Any, **kwargs: Any) -> StepCall:
+        """Describe a step for :meth:`gather`; options and input as of :meth:`task`."""
+        options = {
+            name: kwargs.pop(name)
+            for name in ("retries", "timeout", "transactional", "compensate")
+            if name in kwargs
+        }
+        return StepCall(id, target, args, kwargs, False, **options)
+
+    def gather(self, *calls: StepCall) -> Any:
+        """Run the described steps at the same time; their outputs in order.
+
+        All run to their end and are recorded, also when one fails; then the first failure is raised.
+        """
+        return self._driver.gather(list(calls))
+
+    def map(self, id: str, target: Any, items: Iterable[Any], /, **options: Any) -> Any:
+        """One step of ``target`` for each of ``items``, at the same time; outputs in input order.
+
+        A dict is the keyword input of its call, any other item the first argument. The steps are
+        called ``id:0``, ``id:1``, …
+        """
+        calls = [
+            self.call(f"{id}:{index}", target, **options, input=item)
+            if isinstance(item, dict)
+            else self.call(f"{id}:{index}", target, item, **options)
+            for index, item in enumerate(items)
+        ]
+        return self._driver.gather(calls)
+
+
+class TaskContext(StepMethods):
+    """The first argument of a task that ``takes_context``."""
+
+
+class WorkflowContext(StepMethods):
+    """The first argument of a code workflow."""

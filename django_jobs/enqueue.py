@@ -1,0 +1,389 @@
+"""Storing calls: everything is checked before the first statement, so a refusal writes nothing."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import lru_cache
+from typing import Any
+from uuid import UUID
+
+from django.conf import settings as django_settings
+from django.db import DEFAULT_DB_ALIAS, connections, transaction
+
+from django_jobs import conf, ids, jsonvalues, signals
+from django_jobs.definitions import registry
+from django_jobs.definitions.options import Options, check_name, seconds
+from django_jobs.definitions.task import Definition, check_priority
+from django_jobs.errors import DuplicateJob, InvalidInput
+from django_jobs.models import Job
+from django_jobs.store import jobs as rows
+from django_jobs.store import keys
+from django_jobs.store.jobs import NewJob
+from django_jobs.store.session import Session, engine_alias
+
+#: Tenant columns of Job.
+TENANT_COLUMNS = 3
+
+
+def enqueue(task: str | Definition, /, *, version: str | None = None, **input: Any) -> Job:
+    """Enqueue by name: ``enqueue("send_welcome", user_id=1)``; ``version=None`` is the one registered last.
+
+    Raises UnknownTask, InvalidInput, DuplicateJob; nothing is written then.
+    """
+    if isinstance(task, str):
+        definition = registry.latest(task) if version is None else registry.get(task, version)
+    else:
+        definition = task if version is None else task.using(version=version)
+    return enqueue_one(definition, (), input)
+
+
+def enqueue_one(definition: Definition, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Job:
+    """Store one call of ``definition``; see :meth:`Definition.enqueue`."""
+    row = prepare(definition, args, kwargs)
+    return _store(definition, [row])[0]
+
+
+def enqueue_many(definition: Definition, inputs: Sequence[dict[str, Any]]) -> list[Job]:
+    """Store many calls, all or none."""
+    if definition.options.idempotency_key is not None:
+        raise InvalidInput(
+            "One idempotency_key cannot stand for many jobs. Enqueue them one by one with a key each."
+        )
+    prepared = []
+    for index, item in enumerate(inputs):
+        try:
+            if not isinstance(item, dict):
+                raise InvalidInput(f"an item is a dict of the input, not {type(item).__name__}.")
+            prepared.append(prepare(definition, (), item))
+        except InvalidInput as error:
+            raise type(error)(f"Item {index}: {error}") from error
+    return _store(definition, prepared) if prepared else []
+
+
+@dataclass(slots=True)
+class Prepared:
+    """A checked call: the row, and its input as the job will show it."""
+
+    row: NewJob
+    input: dict[str, Any]
+    context: Any
+    meta: dict[str, Any]
+
+
+def prepare(definition: Definition, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Prepared:
+    """Check one call and make its row. InvalidInput names what is wrong; nothing is written here."""
+    settings, options = conf.get(), definition.options
+    context = None
+    if (
+        definition.kind != "task"
+        and "context" in kwargs
+        and "context" not in definition.schema.parameter_names
+    ):
+        kwargs = dict(kwargs)
+        context = kwargs.pop("context")
+    if "input" in kwargs:
+        kwargs = _opened(definition, kwargs)
+    schema = definition.schema
+    bound = schema.bind(args, kwargs)
+    required = (
+        definition.required_input
+        if definition.required_input is not None
+        else settings.required_input
+    )
+    missing = [name for name in required if bound.get(name) in (None, "")]
+    if missing:
+        raise InvalidInput(
+            f"{definition.slug!r} needs the input field {', '.join(map(repr, missing))}: it is required."
+        )
+    stored = schema.dump_input(bound)
+    text = jsonvalues.dumps(stored, what="input", limit=settings.max_input)
+    queue_name = (
+        definition.queue_name
+        if options.queue_name is None
+        else check_name(options.queue_name, "queue_name")
+    )
+    priority = definition.priority if options.priority is None else check_priority(options.priority)
+    runner = _runner(definition, queue_name)
+    run_after, delay = _when(options)
+    row = NewJob(
+        id=ids.job_id(),
+        slug=definition.slug,
+        kind=str(definition.kind),
+        version=definition.version,
+        queue_name=queue_name,
+        priority=priority,
+        precedence=-priority,
+        lane=0,
+        input=text,
+        runner=runner,
+        run_after=run_after,
+        delay=delay,
+        tenants=_tenants(stored, settings.tenant_fields),
+    )
+    if context is not None:
+        row.context = jsonvalues.dumps(context, what="context", limit=settings.max_input)
+    meta: dict[str, Any] = {}
+    if options.meta is not None:
+        if not isinstance(options.meta, dict):
+            raise InvalidInput(f"meta is a dict, not {type(options.meta).__name__}.")
+        meta = options.meta
+        row.meta = jsonvalues.dumps(meta, what="meta", limit=settings.max_input)
+    row.options = _call_settings(options)
+    if options.idempotency_key is not None:
+        row.idempotency_key = check_name(options.idempotency_key, "idempotency_key")
+    if options.concurrency_key is not None or definition.concurrency or definition.rate_limit:
+        _limit(definition, row, stored)
+    if options.expires is not None:
+        _expire(row, options.expires)
+    row.lane = lane_of(row)
+    return Prepared(row, jsonvalues.loads(text), context, meta)
+
+
+def lane_of(row: NewJob) -> int:
+    """The number of the lane this row queues in."""
+    limited = row.key_limit is not None or row.rate_hash is not None
+    version = "-" if row.version is None else f"v{row.version}"
+    return ids.lane(row.runner, row.queue_name, row.slug, version, "limited" if limited else "free")
+
+
+def _opened(definition: Definition, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """``input={…}`` laid into the other keywords."""
+    rest = {name: value for name, value in kwargs.items() if name != "input"}
+    inner = kwargs["input"]
+    if not isinstance(inner, dict):
+        raise InvalidInput(
+            f"input= of {definition.slug!r} takes the input as a dict. A parameter that is itself called "
+            "'input' is written input={'input': …}."
+        )
+    twice = sorted(set(rest) & set(inner))
+    if twice:
+        raise InvalidInput(
+            f"{definition.slug!r} got {', '.join(twice)} both as a keyword and within input=."
+        )
+    return {**rest, **inner}
+
+
+def _runner(definition: Definition, queue_name: str) -> str:
+    settings = conf.get()
+    queue = settings.queues.get(queue_name)
+    runner = (
+        definition.options.runner
+        or definition.runner
+        or (queue and queue.runner)
+        or settings.default_runner
+    )
+    if runner not in conf.RUNNERS:
+        raise InvalidInput(f"runner is one of {', '.join(conf.RUNNERS)}, not {runner!r}.")
+    return runner
+
+
+def _when(options: Options) -> tuple[datetime | None, float | None]:
+    if options.delay is not None and options.run_after is not None:
+        raise InvalidInput("Give run_after or delay, not both.")
+    if options.delay is not None:
+        delay = seconds(options.delay, "delay")
+        return None, delay or None
+    if isinstance(options.run_after, timedelta):
+        return None, seconds(options.run_after, "run_after") or None
+    if options.run_after is None:
+        return None, None
+    return check_moment(options.run_after, "run_after"), None
+
+
+def check_moment(value: object, what: str) -> datetime:
+    """An aware datetime; InvalidInput otherwise."""
+    if not isinstance(value, datetime):
+        raise InvalidInput(f"{what} is a datetime or a timedelta, not {type(value).__name__}.")
+    if value.tzinfo is None:
+        if django_settings.USE_TZ:
+            raise InvalidInput(
+                f"{what} is the naive datetime {value}. Make it aware: django.utils.timezone.make_aware()."
+            )
+        from django.utils.timezone import make_aware
+
+        value = make_aware(value)
+    return value
+
+
+def _expire(row: NewJob, expires: float | timedelta | datetime) -> None:
+    if isinstance(expires, datetime):
+        row.expires_at = check_moment(expires, "expires")
+    else:
+        row.expires = seconds(expires, "expires")
+
+
+def _tenants(stored: dict[str, Any], fields: Sequence[str]) -> tuple[str | None, ...]:
+    values: list[str | None] = [None] * TENANT_COLUMNS
+    for index, name in enumerate(fields[:TENANT_COLUMNS]):
+        value = stored.get(name)
+        if value is not None:
+            text = value if isinstance(value, str) else jsonvalues.canonical(value)
+            values[index] = check_name(text, f"the tenant field {name!r}")
+    return tuple(values)
+
+
+def _call_settings(options: Options) -> str | None:
+    """What the call sets for its execution, as JSON."""
+    chosen: dict[str, Any] = {}
+    if options.retries is not None:
+        from django_jobs.definitions.retry import Retry
+
+        retry = Retry.of(options.retries)
+        assert retry is not None
+        chosen["retries"] = retry.to_dict()
+    if options.timeout is not None:
+        chosen["timeout"] = seconds(options.timeout, "timeout")
+        if not chosen["timeout"]:
+            raise InvalidInput("timeout must be longer than 0 s.")
+    return jsonvalues.dumps(chosen, what="options") if chosen else None
+
+
+def _limit(definition: Definition, row: NewJob, stored: dict[str, Any]) -> None:
+    """Concurrency key and rate key of this call, from the validated, typed input."""
+    concurrency = definition.concurrency
+    values = _typed(definition, stored) if concurrency or definition.rate_limit else {}
+    key = definition.options.concurrency_key
+    if key is None and concurrency is not None:
+        key = _ask(concurrency.key, values, row.queue_name, definition.slug)
+    if key:
+        row.concurrency_key = check_name(str(key), "concurrency_key")
+        row.key_hash = ids.digest("key", row.concurrency_key)
+        if concurrency is None or concurrency.exclusive:
+            row.key_limit = concurrency.limit if concurrency else 1
+            row.key_hold = bool(concurrency and concurrency.hold)
+    if definition.rate_limit is not None:
+        rate = definition.rate_limit.key
+        name = (
+            definition.slug if rate is None else _ask(rate, values, row.queue_name, definition.slug)
+        )
+        if name:
+            row.rate_hash = ids.digest(
+                "rate", definition.slug, check_name(str(name), "the key of a rate limit")
+            )
+
+
+def _typed(definition: Definition, stored: dict[str, Any]) -> dict[str, Any]:
+    args, kwargs = definition.schema.load_input(stored)
+    named = dict(zip(definition.schema.parameter_names, args, strict=False))
+    return {**_defaults(definition.func), **named, **kwargs}
+
+
+@lru_cache(maxsize=1024)
+def _defaults(func: Callable[..., Any]) -> dict[str, Any]:
+    parameters = inspect.signature(func).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
+
+
+def _ask(key: Any, values: dict[str, Any], queue_name: str, slug: str) -> str | None:
+    """The key a function gives for this input; a plain string stands for itself."""
+    if isinstance(key, str):
+        return key
+    parameters = inspect.signature(key).parameters
+    if "queue_name" in parameters:
+        values = {"queue_name": queue_name, **values}
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        values = {name: value for name, value in values.items() if name in parameters}
+    try:
+        return key(**values) or None
+    except Exception as error:
+        raise InvalidInput(
+            f"The key function of {slug!r} raised {type(error).__name__}: {error}"
+        ) from error
+
+
+# --- writing ----------------------------------------------------------------------------------
+
+
+def _store(definition: Definition, prepared: list[Prepared]) -> list[Job]:
+    alias = definition.options.database or engine_alias()
+    connection = connections[alias]
+    # Jobs kept in another database than the caller's writes follow the caller's commit.
+    if (
+        alias != DEFAULT_DB_ALIAS
+        and not connection.in_atomic_block
+        and connections[DEFAULT_DB_ALIAS].in_atomic_block
+    ):
+        waiting = [_job(one, None, alias) for one in prepared]
+        transaction.on_commit(lambda: _write(definition, prepared, alias) and None)
+        return waiting
+    return _write(definition, prepared, alias)
+
+
+def _write(definition: Definition, prepared: list[Prepared], alias: str) -> list[Job]:
+    session = Session(alias, through_django=True)
+    notify = conf.get().notify and prepared[0].row.runner == "db"
+    first = prepared[0].row
+    if len(prepared) == 1 and not (first.idempotency_key or first.key_hash):
+        times = rows.insert(session, first, notify=notify)
+        jobs = [_job(prepared[0], times, alias)]
+    else:
+        with session.transaction():
+            existing = _reserve(session, definition, first)
+            if existing is not None:
+                return [existing]
+            if len(prepared) == 1:
+                times = rows.insert(session, first, notify=notify)
+            else:
+                times = rows.insert_many(session, [one.row for one in prepared], notify=notify)
+        jobs = [_job(one, times, alias) for one in prepared]
+    if signals.job_enqueued.receivers:
+        transaction.on_commit(lambda: _announce(jobs), using=alias)
+    return jobs
+
+
+def _reserve(session: Session, definition: Definition, row: NewJob) -> Job | None:
+    """The job that holds the idempotency key already, or None when the key is now this row's."""
+    if row.idempotency_key is None:
+        return None
+    scope = [tenant or "" for tenant in row.tenants]
+    holder = keys.reserve(
+        session, ids.digest("idempotency", *scope, row.slug, row.idempotency_key), row.id
+    )
+    if holder is None:
+        return None
+    job = Job.objects.using(session.alias).filter(pk=holder).first()
+    if job is None or definition.options.on_duplicate == "raise":
+        raise DuplicateJob(
+            f"The idempotency key {row.idempotency_key!r} of {row.slug!r} belongs to job {holder}.",
+            job,
+        )
+    job.created = False
+    return job
+
+
+def _announce(jobs: list[Job]) -> None:
+    for job in jobs:
+        signals.announce(signals.job_enqueued, Job, job=job)
+
+
+def _job(one: Prepared, times: rows.Inserted | None, alias: str) -> Job:
+    """The model instance of a row just written, without reading it back."""
+    row = one.row
+    job = Job(
+        id=row.id, slug=row.slug, kind=row.kind, version=row.version, queue_name=row.queue_name,
+        priority=row.priority, input=one.input, context=one.context, meta=one.meta, runner=row.runner,
+        lane=row.lane, precedence=row.precedence, concurrency_key=row.concurrency_key, idempotency_key=row.idempotency_key,
+        key_hash=row.key_hash, key_limit=row.key_limit, key_hold=row.key_hold, rate_hash=row.rate_hash,
+        parent_id=row.parent, rerun_of_id=row.rerun_of, schedule_id=row.schedule, slot=row.slot,
+        tenant_1=row.tenants[0], tenant_2=row.tenants[1], tenant_3=row.tenants[2],
+        options=jsonvalues.loads(row.options),
+    )  # fmt: skip
+    if times is not None:
+        job.created_at, job.due_at, job.run_after, job.gate = (
+            times.created_at, times.due_at, times.run_after, times.gate,
+        )  # fmt: skip
+    job._state.adding = False
+    job._state.db = alias
+    return job
+
+
+def get_job(job_id: UUID | str) -> Job:
+    """The job of this id; Job.DoesNotExist for an unknown or malformed one."""
+    try:
+        wanted = job_id if isinstance(job_id, UUID) else UUID(str(job_id))
+    except ValueError:
+        raise Job.DoesNotExist(f"{job_id!r} is no job id.") from None
+    return Job.objects.using(engine_alias()).get(pk=wanted)

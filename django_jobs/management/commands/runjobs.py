@@ -1,0 +1,76 @@
+"""``manage.py runjobs``: run jobs until told to stop, or (``--once``) until nothing is due."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+
+from django_jobs import conf
+from django_jobs.store.session import engine_alias
+from django_jobs.worker.child import Plan
+from django_jobs.worker.supervisor import Supervisor
+
+
+class Command(BaseCommand):
+    help = "Run jobs: until SIGTERM, or with --once until nothing is due."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        add = parser.add_argument
+        add(
+            "--queue",
+            action="append",
+            nargs="+",
+            default=[],
+            help="Only these queues (default: all).",
+        )
+        add("--all-queues", action="store_true", help="All queues: the default, said aloud.")
+        add("--exclude-queue", action="append", nargs="+", default=[], help="All queues but these.")
+        add(
+            "--once",
+            action="store_true",
+            help="Tick schedules, run everything that is due, then exit.",
+        )
+        add("--limit", type=int, help="Exit after so many job executions.")
+        add("--exit-code", action="store_true", help="Exit with 1 when a job ended failed.")
+        add("--processes", type=int, default=1, help="Worker processes (default: 1).")
+        add("--threads", type=int, default=4, help="Threads in each process (default: 4).")
+        add("--no-schedules", action="store_true", help="Do not tick schedules.")
+        add("--max-jobs", type=int, help="Replace a process after so many jobs.")
+        add(
+            "--max-memory",
+            type=int,
+            metavar="MB",
+            help="Replace a process that has grown beyond this.",
+        )
+        add(
+            "--idle-timeout",
+            type=float,
+            metavar="S",
+            help="Exit after so many seconds without work.",
+        )
+        add("--database", help="Serve the jobs of this database alias.")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        for problem in conf.problems():
+            raise CommandError(f"{problem.message} {problem.hint}")
+        for name in ("processes", "threads", "limit", "max_jobs"):
+            if options[name] is not None and options[name] < 1:
+                raise CommandError(f"--{name.replace('_', '-')} must be 1 or more.")
+        queues = [name for group in options["queue"] for name in group]
+        plan = Plan(
+            alias=options["database"] or engine_alias(),
+            queues=queues or None,
+            excluded=[name for group in options["exclude_queue"] for name in group],
+            threads=options["threads"],
+            once=options["once"],
+            limit=options["limit"],
+            max_jobs=options["max_jobs"],
+            max_memory=options["max_memory"],
+            idle_timeout=options["idle_timeout"],
+            schedules=not options["no_schedules"],
+        )
+        failed = Supervisor(plan, processes=options["processes"]).run()
+        if failed and options["exit_code"]:
+            sys.exit(1)

@@ -1,0 +1,29 @@
+"""The tables: one noun a module."""
+
+from django_jobs.models.catalogue import Queue, Task, Worker
+from django_jobs.models.history import Event, HistoryEntry
+from django_jobs.models.job import Job, WorkflowRun
+from django_jobs.models.limits import IdempotencyKey, Permit, RateStart
+from django_jobs.models.schedule import Callback, OutboxMessage, Schedule, SeenSignature, Tick
+from django_jobs.models.step import Attempt, LogLine, TaskStatus
+
+__all__ = [
+    "Attempt",
+    "Callback",
+    "Event",
+    "HistoryEntry",
+    "IdempotencyKey",
+    "Job",
+    "LogLine",
+    "OutboxMessage",
+    "Permit",
+    "Queue",
+    "RateStart",
+    "Schedule",
+    "SeenSignature",
+    "Task",
+    "TaskStatus",
+    "Tick",
+    "Worker",
+    "WorkflowRun",
+]

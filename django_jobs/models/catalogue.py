@@ -1,0 +1,87 @@
+"""What there is to run, where it queues, and who runs it."""
+
+from __future__ import annotations
+
+from django.db import models
+from django.utils.translation import gettext_lazy as _
+
+from django_jobs.models.commands import Pausable
+from django_jobs.models.fields import NameField
+
+
+class Task(Pausable, models.Model):
+    """The catalogue: one row for each registered task and workflow."""
+
+    slug = NameField(unique=True)
+    kind = models.CharField(max_length=20)
+    label = models.CharField(max_length=200, blank=True, default="")
+    description = models.TextField(blank=True, default="")
+    queue_name = NameField(default="default")
+    versions = models.JSONField(default=list)
+    input_schema = models.JSONField(null=True, blank=True)
+    output_schema = models.JSONField(null=True, blank=True)
+    paused = models.BooleanField(default=False, db_default=False)
+    first_seen = models.DateTimeField(auto_now_add=True)
+    last_seen = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        verbose_name = _("task")
+        verbose_name_plural = _("tasks")
+        default_permissions = ("view",)
+
+    def __str__(self) -> str:
+        return self.label or self.slug
+
+
+class Queue(Pausable, models.Model):
+    """A named line of jobs. Once edited in the admin the row is the operator's."""
+
+    name = NameField(unique=True)
+    paused = models.BooleanField(default=False, db_default=False)
+    limit = models.PositiveIntegerField(
+        null=True,
+        blank=True,
+        db_column="job_limit",
+        help_text=_("At most so many jobs of it run at the same time; empty = no limit."),
+    )
+    priority = models.SmallIntegerField(default=0, db_default=0)
+    fair_by = NameField(null=True, blank=True)
+    edited = models.BooleanField(default=False, db_default=False, editable=False)
+
+    class Meta:
+        verbose_name = _("queue")
+        verbose_name_plural = _("queues")
+        default_permissions = ("view", "change")
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Worker(models.Model):
+    """One process that runs jobs. For people to see; recovery never depends on this row."""
+
+    id = models.UUIDField(primary_key=True, editable=False)
+    supervisor = models.UUIDField(null=True)
+    hostname = models.CharField(max_length=200, blank=True)
+    pid = models.PositiveIntegerField(null=True)
+    queues = models.JSONField(default=list)
+    threads = models.PositiveIntegerField(default=1)
+    status = models.CharField(max_length=20, default="running")
+    jobs_in_hand = models.PositiveIntegerField(default=0, db_default=0)
+    memory = models.PositiveBigIntegerField(null=True, help_text=_("Resident bytes."))
+    codes = models.JSONField(
+        default=list, help_text=_("The (slug, version) pairs that it can run.")
+    )
+    drain = models.BooleanField(default=False, db_default=False)
+    started_at = models.DateTimeField()
+    heartbeat_at = models.DateTimeField()
+    stopped_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        verbose_name = _("worker")
+        verbose_name_plural = _("workers")
+        default_permissions = ("view", "change")
+        indexes = [models.Index(name="django_jobs_workers_heartbeat", fields=["heartbeat_at"])]
+
+    def __str__(self) -> str:
+        return f"{self.hostname}:{self.pid}"

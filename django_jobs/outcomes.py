@@ -1,0 +1,80 @@
+"""How an attempt can end: a closed set of values, decided first and recorded later."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from django_jobs.errors import ErrorDict
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """The handler returned; ``output`` is JSON text, None for nothing."""
+
+    output: str | None = None
+    value: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class TryAgain:
+    """A try failed; another follows ``delay`` seconds later."""
+
+    error: ErrorDict
+    delay: float
+    cause: BaseException | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """Run again after ``delay`` seconds; no attempt is used up."""
+
+    delay: float
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Failed for good. ``counted`` is False where no try of the handler ended (a corrupt row)."""
+
+    error: ErrorDict
+    cause: BaseException | None = None
+    counted: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Canceled:
+    """The handler raised CancelJob."""
+
+    error: ErrorDict
+
+
+@dataclass(frozen=True, slots=True)
+class Sleeping:
+    """A run waits for a timer, an event or a child; ``wake_after`` in seconds, or ``wake_at``."""
+
+    wake_at: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """The engine paused a run, with the reason."""
+
+    error: ErrorDict
+
+
+@dataclass(frozen=True, slots=True)
+class HandedBack:
+    """Not run, or not to its end, by no fault of the job; nothing is counted."""
+
+    reason: str = "handed back"
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The lease is gone: nothing at all is written."""
+
+    detail: dict[str, Any] = field(default_factory=dict)
+
+
+Outcome = Completed | TryAgain | Later | Failed | Canceled | Sleeping | Parked | HandedBack | Lost

@@ -1,0 +1,344 @@
+"""Taking jobs: which rows are due, and whose they become."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from django_jobs import failpoints
+from django_jobs.lifecycle import AttemptStatus, Kind, Status
+from django_jobs.store import history, permits
+from django_jobs.store.session import Session
+
+
+@dataclass(slots=True)
+class StepRecord:
+    """A recorded step as a replay needs it; JSON values are text still."""
+
+    id: int | None
+    step_key: str
+    step_id: str
+    slug: str
+    kind: str
+    status: str
+    input: str | None
+    output: str | None
+    error: str | None
+    total_tried: int
+    failures: int
+    done_no: int | None
+    wake_at: datetime | None
+    event_name: str | None
+    child: UUID | None
+    parent_key: str | None = None
+
+
+@dataclass(slots=True)
+class Claim:
+    """One worker's hold on one job, under one fence."""
+
+    job_id: UUID
+    slug: str
+    version: str | None
+    kind: str
+    queue_name: str
+    input: str
+    fence: int
+    attempts: int
+    crashes: int
+    worker: UUID
+    started_at: datetime
+    options: str | None = None
+    context: str | None = None
+    args: str | None = None
+    parent: UUID | None = None
+    key_hash: str | None = None
+    key_hold: bool = False
+    step_key: str | None = None
+    deadline_at: datetime | None = None
+    meta: str | None = None
+    order: tuple[Any, ...] = ()
+    steps: list[StepRecord] = field(default_factory=list)
+    #: Monotonic moment after which nothing new may start under this lease.
+    deadline: float = 0.0
+    #: Set when the lease is known to be lost or the job canceled.
+    revoked: str | None = None
+
+    @property
+    def is_run(self) -> bool:
+        return self.kind in (Kind.WORKFLOW, Kind.DAG)
+
+    @property
+    def plain(self) -> bool:
+        """Whether its completion touches no row but its own."""
+        return self.kind == Kind.TASK and not (self.key_hash or self.parent) and self.fence == 1
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """All ready jobs of one runner, queue, slug, version and need of permits."""
+
+    lane: int
+    queue_name: str
+    slug: str
+    version: str | None
+    runner: str
+    limited: bool
+
+
+RETURNED = (
+    "{job}.id, {job}.slug, {job}.version, {job}.kind, {job}.queue_name, {text(input)}, {job}.fence, "
+    "{job}.attempts, {job}.crashes, {job}.started_at, {text(options)}, {text(context)}, {text(args)}, "
+    "{job}.parent_id, {job}.key_hash, {job}.key_hold, {job}.step_key, {job}.deadline_at, {text(meta)}, "
+    "{job}.precedence, {job}.turn, {job}.due_at, {job}.history_length"
+)
+CLAIMABLE = (
+    "{job}.status = 'pending' AND {job}.gate = 'open' AND {job}.due_at <= {now} "
+    "AND ({job}.lease_expires_at IS NULL OR {job}.lease_expires_at < {now})"
+)
+# From the second claim on, the claim itself is a history entry; the first one is derived.
+TAKE = """
+UPDATE {job} SET status = 'running', fence = {job}.fence + 1, worker = %(worker)s,
+       lease_expires_at = {after(lease)}, started_at = COALESCE({job}.started_at, {now}),
+       history_length = {job}.history_length + CASE WHEN {job}.fence > 0 THEN 1 ELSE 0 END
+"""
+
+
+def lanes(session: Session) -> list[Lane]:
+    """The lanes that hold ready jobs, by jumping from lane to lane through the claim's index."""
+    rows = session.rows(
+        """
+        WITH RECURSIVE found(lane) AS (
+            SELECT MIN(lane) FROM {job} WHERE status = 'pending' AND gate = 'open'
+            UNION ALL
+            SELECT (SELECT MIN(j.lane) FROM {job} j
+                     WHERE j.status = 'pending' AND j.gate = 'open' AND j.lane > found.lane)
+              FROM found WHERE found.lane IS NOT NULL
+        )
+        SELECT j.lane, j.queue_name, j.slug, j.version, j.runner, j.key_limit, j.rate_hash
+          FROM found JOIN {job} j ON j.id = (
+            SELECT k.id FROM {job} k
+             WHERE k.status = 'pending' AND k.gate = 'open' AND k.lane = found.lane LIMIT 1)
+        """
+    )
+    return [
+        Lane(row[0], row[1], row[2], row[3], row[4], row[5] is not None or row[6] is not None)
+        for row in rows
+    ]
+
+
+def open_gates(session: Session, limit: int = 1000) -> int:
+    """Let jobs whose time has come into the claim's index, and wake sleeping runs; return how many."""
+    opened = session.run(
+        """
+        UPDATE {job} SET gate = 'open', due_at = run_after WHERE id IN (
+            SELECT id FROM {job} WHERE status = 'pending' AND gate = 'timer' AND run_after <= {now}
+             ORDER BY run_after LIMIT %(limit)s {skip_locked})
+           AND status = 'pending' AND gate = 'timer'
+        """,
+        limit=limit,
+    )
+    return opened + wake_sleepers(session, limit)
+
+
+def wake_sleepers(session: Session, limit: int) -> int:
+    """sleeping → pending for runs whose wake-up has come."""
+    due = session.rows(
+        "SELECT id FROM {job} WHERE status = 'sleeping' AND run_after <= {now} ORDER BY run_after LIMIT %(limit)s "
+        "{skip_locked}",
+        limit=limit,
+    )
+    woken = 0
+    for (job_id,) in due:
+        woken += history.move(
+            session,
+            job_id,
+            event="woken",
+            frm=[Status.SLEEPING],
+            to=Status.PENDING,
+            sets="gate = 'open', due_at = run_after",
+        )
+    return woken
+
+
+def next_due(session: Session) -> datetime | None:
+    """When the next job now held back by time becomes due."""
+    row = session.one(
+        "SELECT MIN(run_after) FROM {job} WHERE status = 'sleeping' OR (status = 'pending' AND gate = 'timer')"
+    )
+    return session.dialect.time(row[0]) if row else None
+
+
+def claim(
+    session: Session, chosen: Sequence[Lane], *, worker: UUID, limit: int, lease: float
+) -> list[Claim]:
+    """Take up to ``limit`` due jobs of these lanes, in order. One transaction of the caller's making.
+
+    Nothing is taken of a paused queue or task. Jobs that need a permit and get none are put aside
+    until one is free.
+    """
+    usable = _not_paused(session, chosen)
+    if not usable:
+        return []
+    if session.vendor == "postgresql" and not any(lane.limited for lane in usable):
+        claims = _take_direct(session, usable, worker=worker, limit=limit, lease=lease)
+    else:
+        picked = [job_id for _, job_id in _candidates(session, usable, limit)]
+        claims = take(session, picked, worker=worker, lease=lease)
+    failpoints.reach("claim.before_commit")
+    return claims
+
+
+def take(session: Session, job_ids: Sequence[UUID], *, worker: UUID, lease: float) -> list[Claim]:
+    """Take exactly these jobs, each only if it is claimable still and gets its permits."""
+    allowed = permits.admit(session, job_ids, lease=lease) if job_ids else []
+    claims: list[Claim] = []
+    for job_id in allowed:
+        taken = _take_one(session, job_id, worker=worker, lease=lease)
+        if not taken:
+            permits.give_back(session, job_id)
+        claims += taken
+    return _complete(session, claims)
+
+
+def _not_paused(session: Session, chosen: Sequence[Lane]) -> list[Lane]:
+    paused_queues = {row[0] for row in session.rows("SELECT name FROM {queue} WHERE paused")}
+    paused_tasks = {row[0] for row in session.rows("SELECT slug FROM {task} WHERE paused")}
+    return [
+        lane
+        for lane in chosen
+        if lane.queue_name not in paused_queues and lane.slug not in paused_tasks
+    ]
+
+
+def _candidates(
+    session: Session, usable: Sequence[Lane], limit: int
+) -> list[tuple[tuple[Any, ...], UUID]]:
+    """The first ``limit`` due rows over these lanes, locked where the database can."""
+    found: list[tuple[tuple[Any, ...], UUID]] = []
+    for lane in usable:
+        rows = session.rows(
+            f"SELECT precedence, turn, due_at, id FROM {{job}} WHERE lane = %(lane)s AND {CLAIMABLE} "
+            "ORDER BY precedence, turn, due_at, id LIMIT %(limit)s {skip_locked}",
+            lane=lane.lane,
+            limit=limit,
+        )
+        found += [((row[0], row[1], row[2], str(row[3])), row[3]) for row in rows]
+    found.sort(key=lambda pair: pair[0])
+    uuid = session.dialect.uuid
+    return [(order, uuid(job_id)) for order, job_id in found[:limit]]  # type: ignore[misc]
+
+
+def _take_one(session: Session, job_id: UUID, *, worker: UUID, lease: float) -> list[Claim]:
+    # The compare-and-set alone must be right: SQLite has no row locks.
+    rows = session.rows(
+        f"{TAKE} WHERE id = %(id)s AND {CLAIMABLE} RETURNING {RETURNED}",
+        id=job_id,
+        worker=worker,
+        lease=lease,
+    )
+    return [_claim(session, row, worker) for row in rows]
+
+
+def _take_direct(
+    session: Session, usable: Sequence[Lane], *, worker: UUID, limit: int, lease: float
+) -> list[Claim]:
+    """PostgreSQL, no permits needed: one statement picks, locks and takes."""
+    rows = session.rows(
+        f"""
+        WITH picked AS MATERIALIZED (
+            SELECT c.id FROM unnest(%(lanes)s::bigint[]) AS l(lane)
+             CROSS JOIN LATERAL (
+                SELECT {{job}}.id, precedence, turn, due_at FROM {{job}}
+                 WHERE {{job}}.lane = l.lane AND {CLAIMABLE}
+                 ORDER BY precedence, turn, due_at, {{job}}.id LIMIT %(limit)s {{skip_locked}}) c
+             ORDER BY c.precedence, c.turn, c.due_at, c.id LIMIT %(limit)s
+        )
+        {TAKE} FROM picked WHERE {{job}}.id = picked.id AND {CLAIMABLE} RETURNING {RETURNED}
+        """,
+        lanes=[lane.lane for lane in usable],
+        limit=limit,
+        worker=worker,
+        lease=lease,
+    )
+    claims = [_claim(session, row, worker) for row in rows]
+    claims.sort(key=lambda taken: taken.order)
+    return _complete(session, claims)
+
+
+def _claim(session: Session, row: tuple[Any, ...], worker: UUID) -> Claim:
+    time, uuid = session.dialect.time, session.dialect.uuid
+    job_id = uuid(row[0])
+    return Claim(
+        job_id=job_id,  # type: ignore[arg-type]
+        slug=row[1],
+        version=row[2],
+        kind=row[3],
+        queue_name=row[4],
+        input=row[5],
+        fence=row[6],
+        attempts=row[7],
+        crashes=row[8],
+        worker=worker,
+        started_at=time(row[9]),  # type: ignore[arg-type]
+        options=row[10],
+        context=row[11],
+        args=row[12],
+        parent=uuid(row[13]),
+        key_hash=row[14],
+        key_hold=bool(row[15]),
+        step_key=row[16],
+        deadline_at=time(row[17]),
+        meta=row[18],
+        order=(row[19], row[20], row[21], str(job_id), row[22]),
+    )
+
+
+def _complete(session: Session, claims: list[Claim]) -> list[Claim]:
+    """Write what a second claim adds to the history, and read the steps recorded so far."""
+    again = [taken for taken in claims if taken.fence > 1]
+    for taken in again:
+        history.add(
+            session, taken.job_id, taken.order[4], event="claimed", frm=Status.PENDING, to=Status.RUNNING,
+            fence=taken.fence, worker=taken.worker, attempt=taken.attempts + 1,
+        )  # fmt: skip
+        session.run(
+            "INSERT INTO {attempt} (job_id, number, status, fence, worker, started_at) "
+            "VALUES (%(job)s, %(number)s, %(status)s, %(fence)s, %(worker)s, {now})",
+            job=taken.job_id, number=taken.attempts + 1, status=str(AttemptStatus.RUNNING),
+            fence=taken.fence, worker=taken.worker,
+        )  # fmt: skip
+        taken.steps = read_steps(session, taken.job_id)
+    return claims
+
+
+STEP_COLUMNS = (
+    "id, step_key, step_id, slug, kind, status, {text(input)}, {text(output)}, {text(error)}, total_tried, failures, "
+    "done_no, wake_at, event_name, child, parent_key"
+)
+
+
+def read_steps(session: Session, job_id: UUID) -> list[StepRecord]:
+    """All step records of a run, in order of first start."""
+    rows = session.rows(
+        f"SELECT {STEP_COLUMNS} FROM {{taskstatus}} WHERE job_id = %(id)s ORDER BY id", id=job_id
+    )
+    time, uuid = session.dialect.time, session.dialect.uuid
+    return [StepRecord(*row[:12], time(row[12]), row[13], uuid(row[14]), row[15]) for row in rows]
+
+
+def claimable_ids(session: Session, job_ids: Iterable[UUID]) -> list[UUID]:
+    """Those of ``job_ids`` that could be taken now, paused queues and tasks left out."""
+    rows = [
+        session.one(
+            f"SELECT id FROM {{job}} WHERE id = %(id)s AND {CLAIMABLE} "
+            "AND NOT EXISTS (SELECT 1 FROM {queue} q WHERE q.name = {job}.queue_name AND q.paused) "
+            "AND NOT EXISTS (SELECT 1 FROM {task} t WHERE t.slug = {job}.slug AND t.paused)",
+            id=job_id,
+        )
+        for job_id in job_ids
+    ]
+    return [session.dialect.uuid(row[0]) for row in rows if row]  # type: ignore[misc]

@@ -1,0 +1,138 @@
+"""What every database shares, and the places where they differ."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import Any
+from uuid import UUID
+
+from django_jobs import clock
+
+_TOKEN = re.compile(r"\{(\w+)(?:\(([\w.]+)\))?\}")
+TABLES = (
+    "job taskstatus attempt logline historyentry event task queue worker permit ratestart idempotencykey "
+    "schedule tick outboxmessage seensignature callback"
+).split()
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """SQL ready for the driver; ``delays`` are the parameters that also appear as moments."""
+
+    sql: str
+    bound_now: bool
+    delays: tuple[str, ...]
+
+
+class Dialect:
+    """SQL fragments and value conversions of one database.
+
+    Statements are written once with tokens: ``{job}`` is a table, ``{now}`` the moment,
+    ``{after(delay)}`` the moment plus the bound seconds ``delay``, ``{json(x)}`` a bound JSON text,
+    ``{text(column)}`` a JSON column read as text, ``{skip_locked}`` the locking clause.
+    """
+
+    vendor = ""
+    skip_locked = ""
+    lock_rows = ""
+    has_returning = True
+    insert_ignore = "INSERT INTO"
+    ignore_conflict = "ON CONFLICT DO NOTHING"
+
+    def compile(self, template: str) -> Statement:
+        """``template`` with its tokens replaced, for the present state of the clock."""
+        return _compile(self, template, clock.sql_now(self.vendor)[1] is not None)
+
+    def token(self, name: str, argument: str | None, bound_now: bool) -> str:
+        now = "%(now)s" if bound_now else clock.sql_now(self.vendor)[0]
+        if name in TABLES:
+            return f"django_jobs_{name}"
+        match name:
+            case "now":
+                return now
+            case "after":
+                return f"%(after_{argument})s" if bound_now else self.after(now, f"%({argument})s")
+            case "moment":
+                return self.moment(f"%({argument})s")
+            case "json":
+                return self.json(f"%({argument})s")
+            case "text":
+                return self.text(argument or "")
+            case "skip_locked" | "lock_rows" | "insert_ignore" | "ignore_conflict":
+                return str(getattr(self, name))
+        raise KeyError(f"Unknown token {{{name}}}.")
+
+    def params(self, statement: Statement, params: Mapping[str, Any]) -> dict[str, Any]:
+        """``params`` as the driver takes them, with the moments that are bound as values."""
+        bound = {name: self.encode(value) for name, value in params.items()}
+        if statement.bound_now:
+            moment = clock.now()
+            bound["now"] = self.encode(moment)
+            for name in statement.delays:
+                delay = params[name]
+                bound[f"after_{name}"] = (
+                    None if delay is None else self.encode(moment + timedelta(seconds=delay))
+                )
+        return bound
+
+    def after(self, now: str, seconds: str) -> str:
+        """The SQL for ``seconds`` after ``now``."""
+        return f"{now} + {seconds}"
+
+    def moment(self, value: str) -> str:
+        """A bound datetime where its type must be known."""
+        return value
+
+    def json(self, value: str) -> str:
+        return value
+
+    def text(self, column: str) -> str:
+        return column
+
+    def encode(self, value: Any) -> Any:
+        return value
+
+    def uuid(self, value: Any) -> UUID | None:
+        """A UUID column as read."""
+        return value if value is None or isinstance(value, UUID) else UUID(value)
+
+    def time(self, value: Any) -> datetime | None:
+        """A datetime column as read: aware."""
+        if value is None:
+            return None
+        if isinstance(value, str):
+            value = datetime.fromisoformat(value)
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value
+
+    def style(self, sql: str) -> str:
+        """``sql`` in the driver's own style of parameters; written in ``%(name)s``."""
+        return sql
+
+    def begin(self, time_limit: float) -> str:
+        """The statement that opens an engine transaction whose statements may take so many seconds."""
+        return "BEGIN"
+
+    def insert_many(self, session: Any, sql: str, items: list[dict[str, Any]]) -> None:
+        """Insert many rows of one shape."""
+        session.many(sql, items)
+
+    def is_transient(self, error: BaseException) -> bool:
+        """Whether the same transaction may succeed when repeated: deadlock, serialization, locked."""
+        return False
+
+    def is_lost(self, error: BaseException) -> bool:
+        """Whether the connection is gone."""
+        return False
+
+
+@lru_cache(maxsize=1024)
+def _compile(dialect: Dialect, template: str, bound_now: bool) -> Statement:
+    delays: tuple[str, ...] = ()
+    if bound_now:
+        delays = tuple({match[2] for match in _TOKEN.finditer(template) if match[1] == "after"})
+    sql = _TOKEN.sub(lambda match: dialect.token(match[1], match[2], bound_now), template)
+    return Statement(dialect.style(sql), bound_now, delays)

@@ -1,0 +1,60 @@
+"""PostgreSQL 14 or newer, through psycopg 3."""
+
+from __future__ import annotations
+
+from django_jobs.store.dialects.base import Dialect
+
+#: SQLSTATE of deadlock, serialization failure, lock not available.
+TRANSIENT = {"40P01", "40001", "55P03"}
+#: SQLSTATE class 08 and the codes of a server that shuts down or restarts.
+LOST = {"57P01", "57P02", "57P03"}
+
+
+class PostgreSQL(Dialect):
+    vendor = "postgresql"
+    skip_locked = "FOR UPDATE SKIP LOCKED"
+    lock_rows = "FOR NO KEY UPDATE"
+
+    def after(self, now: str, seconds: str) -> str:
+        return f"({now} + {seconds}::double precision * interval '1 second')"
+
+    def moment(self, value: str) -> str:
+        return f"{value}::timestamptz"
+
+    def json(self, value: str) -> str:
+        return f"{value}::jsonb"
+
+    def text(self, column: str) -> str:
+        return f"{column}::text"
+
+    def begin(self, time_limit: float) -> str:
+        # One round trip: without parameters psycopg sends both statements together.
+        return f"BEGIN; SET LOCAL statement_timeout = {int(time_limit * 1000)}"
+
+    def is_transient(self, error: BaseException) -> bool:
+        return _state(error) in TRANSIENT
+
+    def is_lost(self, error: BaseException) -> bool:
+        state = _state(error)
+        if state:
+            return state in LOST or state.startswith("08")
+        # Without a SQLSTATE the message came from the client library: the link itself broke.
+        return any(
+            type(link).__name__ in ("OperationalError", "InterfaceError") for link in _chain(error)
+        )
+
+
+def _chain(error: BaseException | None) -> list[BaseException]:
+    links: list[BaseException] = []
+    while error is not None and error not in links:
+        links.append(error)
+        error = error.__cause__
+    return links
+
+
+def _state(error: BaseException) -> str:
+    for link in _chain(error):
+        state = getattr(link, "sqlstate", None)
+        if state:
+            return str(state)
+    return ""

@@ -1,0 +1,34 @@
+"""SQLite 3.35 or newer: one writer at a time, the compare-and-set alone decides."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from django_jobs.store.dialects.base import Dialect
+
+_PARAMETER = re.compile(r"%\((\w+)\)s")
+
+
+class SQLite(Dialect):
+    vendor = "sqlite"
+
+    def style(self, sql: str) -> str:
+        return _PARAMETER.sub(r":\1", sql)
+
+    def encode(self, value: Any) -> Any:
+        if isinstance(value, UUID):
+            return value.hex
+        if isinstance(value, datetime):
+            # As Django stores datetimes here: naive UTC text, so that text order is time order.
+            return str(value.astimezone(UTC).replace(tzinfo=None))
+        return value
+
+    def begin(self, time_limit: float) -> str:
+        # A read that becomes a write fails at once with BUSY_SNAPSHOT, whatever the busy timeout.
+        return "BEGIN IMMEDIATE"
+
+    def is_transient(self, error: BaseException) -> bool:
+        return "locked" in str(error) or "busy" in str(error)

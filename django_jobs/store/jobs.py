@@ -1,0 +1,181 @@
+"""Inserting jobs, and looking at them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from django_jobs.store.session import Session
+
+
+@dataclass(slots=True)
+class NewJob:
+    """A row to be inserted. JSON values are text already; times are DB time plus ``delay``."""
+
+    id: UUID
+    slug: str
+    kind: str
+    version: str | None
+    queue_name: str
+    priority: int
+    precedence: int
+    lane: int
+    input: str
+    runner: str = "db"
+    run_after: datetime | None = None
+    delay: float | None = None
+    meta: str | None = None
+    options: str | None = None
+    context: str | None = None
+    args: str | None = None
+    spec: str | None = None
+    concurrency_key: str | None = None
+    key_hash: str | None = None
+    key_limit: int | None = None
+    key_hold: bool = False
+    rate_hash: str | None = None
+    idempotency_key: str | None = None
+    parent: UUID | None = None
+    rerun_of: UUID | None = None
+    schedule: int | None = None
+    slot: datetime | None = None
+    step_key: str | None = None
+    turn: int = 0
+    expires: float | None = None
+    expires_at: datetime | None = None
+    tenants: Sequence[str | None] = field(default_factory=lambda: (None, None, None))
+
+
+@dataclass(frozen=True, slots=True)
+class Inserted:
+    """The times the database gave a new row."""
+
+    created_at: datetime
+    due_at: datetime
+    run_after: datetime | None
+    gate: str
+
+
+CHANNEL = "django_jobs"
+WITH_QUEUE = """
+WITH new_queue AS (
+    INSERT INTO {queue} (name)
+    SELECT %(queue_name)s WHERE NOT EXISTS (SELECT 1 FROM {queue} WHERE name = %(queue_name)s)
+    ON CONFLICT DO NOTHING
+)
+"""
+ALWAYS = "id slug kind version queue_name priority precedence lane runner".split()
+JSON_COLUMNS = "input meta options context args spec".split()
+RARE = {
+    "concurrency_key": "concurrency_key", "key_hash": "key_hash", "key_limit": "key_limit", "key_hold": "key_hold",
+    "rate_hash": "rate_hash", "idempotency_key": "idempotency_key", "parent": "parent_id", "rerun_of": "rerun_of_id",
+    "schedule": "schedule_id", "slot": "slot", "step_key": "step_key", "turn": "turn",
+}  # fmt: skip
+
+
+RETURNED = "created_at, due_at, run_after, gate"
+
+
+def insert(session: Session, job: NewJob, *, notify: bool) -> Inserted:
+    """Insert one job, and the row of its queue at its first use; one statement on PostgreSQL."""
+    columns = _columns(job)
+    sql = _insert_sql(columns)
+    values = _values(job, columns)
+    if session.vendor == "postgresql":
+        wake = f", pg_notify('{CHANNEL}', %(queue_name)s)" if notify else ""
+        row = session.one(f"{WITH_QUEUE} {sql} RETURNING {RETURNED}{wake}", **values)
+    else:
+        ensure_queue(session, job.queue_name)
+        session.run(sql, **values)
+        row = session.one(f"SELECT {RETURNED} FROM {{job}} WHERE id = %(id)s", id=job.id)
+    return _inserted(session, row)
+
+
+def insert_many(session: Session, jobs: Sequence[NewJob], *, notify: bool) -> Inserted:
+    """Insert ``jobs`` by one statement for each set of columns; return the times of the first."""
+    queues = sorted({job.queue_name for job in jobs})
+    for name in queues:
+        ensure_queue(session, name)
+    for columns, group in _by_shape(jobs).items():
+        session.dialect.insert_many(
+            session, _insert_sql(columns), [_values(job, columns) for job in group]
+        )
+    if notify:
+        for name in queues:
+            wake(session, name)
+    return _inserted(
+        session, session.one(f"SELECT {RETURNED} FROM {{job}} WHERE id = %(id)s", id=jobs[0].id)
+    )
+
+
+def wake(session: Session, queue_name: str) -> None:
+    """Tell sleeping workers, at commit, that ``queue_name`` has work. A hint only."""
+    if session.vendor == "postgresql":
+        session.run(f"SELECT pg_notify('{CHANNEL}', %(queue_name)s)", queue_name=queue_name)
+
+
+def _inserted(session: Session, row: Any) -> Inserted:
+    time = session.dialect.time
+    return Inserted(time(row[0]), time(row[1]), time(row[2]), row[3])  # type: ignore[arg-type]
+
+
+def ensure_queue(session: Session, name: str) -> None:
+    """Make the row of a queue at its first use."""
+    if session.one("SELECT 1 FROM {queue} WHERE name = %(name)s", name=name) is None:
+        session.run("{insert_ignore} {queue} (name) VALUES (%(name)s) {ignore_conflict}", name=name)
+
+
+def _by_shape(jobs: Sequence[NewJob]) -> dict[tuple[str, ...], list[NewJob]]:
+    """Jobs grouped by the columns they need, so that a plain job names few."""
+    shapes: dict[tuple[str, ...], list[NewJob]] = {}
+    for job in jobs:
+        shapes.setdefault(_columns(job), []).append(job)
+    return shapes
+
+
+def _columns(job: NewJob) -> tuple[str, ...]:
+    columns = [name for name in JSON_COLUMNS if getattr(job, name) is not None]
+    columns += [name for name in RARE if getattr(job, name)]
+    columns += [f"tenant_{n}" for n, value in enumerate(job.tenants, 1) if value is not None]
+    for name in ("run_after", "delay", "expires", "expires_at"):
+        if getattr(job, name) is not None:
+            columns.append(name)
+    return tuple(columns)
+
+
+def _values(job: NewJob, columns: tuple[str, ...]) -> dict[str, Any]:
+    values = {name: getattr(job, name) for name in ALWAYS}
+    for name in columns:
+        values[name] = (
+            job.tenants[int(name[-1]) - 1] if name.startswith("tenant_") else getattr(job, name)
+        )
+    return values
+
+
+def _insert_sql(columns: tuple[str, ...]) -> str:
+    parts = [(name, f"%({name})s") for name in ALWAYS]
+    for name in columns:
+        if name in JSON_COLUMNS:
+            parts.append((name, f"{{json({name})}}"))
+        elif name in RARE or name.startswith("tenant_") or name == "expires_at":
+            parts.append((RARE.get(name, name), f"%({name})s"))
+        elif name == "expires":
+            parts.append(("expires_at", "{after(expires)}"))
+    if "delay" in columns:
+        due = "{after(delay)}"
+        parts += [("run_after", due), ("due_at", due), ("gate", "'timer'")]
+    elif "run_after" in columns:
+        parts += [
+            ("run_after", "%(run_after)s"),
+            ("due_at", "%(run_after)s"),
+            ("gate", "CASE WHEN {moment(run_after)} > {now} THEN 'timer' ELSE 'open' END"),
+        ]
+    else:
+        parts.append(("due_at", "{now}"))
+    parts.append(("created_at", "{now}"))
+    names = ", ".join(name for name, _ in parts)
+    values = ", ".join(value for _, value in parts)
+    return f"INSERT INTO {{job}} ({names}) VALUES ({values})"

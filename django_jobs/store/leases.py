@@ -1,0 +1,157 @@
+"""Leases: renewing one's own, taking back those of the dead."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from django_jobs.errors import ErrorDict
+from django_jobs.lifecycle import AttemptStatus, Status
+from django_jobs.store import history, permits, record
+from django_jobs.store.claims import Claim
+from django_jobs.store.session import Session
+
+
+def renew(session: Session, claims: Sequence[Claim], lease: float) -> dict[UUID, str]:
+    """Renew the leases of ``claims``; the status of each job still ours by id. The others are lost.
+
+    A lease that expired without a taker is renewed as well.
+    """
+    ours: dict[UUID, str] = {}
+    for claim in sorted(claims, key=lambda held: held.job_id):
+        row = session.one(
+            "UPDATE {job} SET lease_expires_at = {after(lease)} WHERE id = %(id)s AND fence = %(fence)s "
+            "AND lease_expires_at IS NOT NULL AND finished_at IS NULL RETURNING status",
+            id=claim.job_id, fence=claim.fence, lease=lease,
+        )  # fmt: skip
+        if row is not None:
+            ours[claim.job_id] = row[0]
+        if claim.key_hash is not None:
+            permits.renew(session, claim, lease)
+    return ours
+
+
+@dataclass(frozen=True, slots=True)
+class Expired:
+    """A job whose holder stopped renewing its lease."""
+
+    job_id: UUID
+    fence: int
+    status: str
+    kind: str
+    crashes: int
+    worker: UUID | None
+    key_hash: str | None
+    key_hold: bool
+
+
+def expired(session: Session, *, limit: int, only: UUID | None = None) -> list[Expired]:
+    """Jobs with an expired lease; nothing is decided from this list without a compare-and-set."""
+    one = " AND id = %(only)s" if only is not None else ""
+    rows = session.rows(
+        "SELECT id, fence, status, kind, crashes, worker, key_hash, key_hold FROM {job} "
+        f"WHERE lease_expires_at < {{now}}{one} ORDER BY lease_expires_at LIMIT %(limit)s",
+        limit=limit, only=only,
+    )  # fmt: skip
+    uuid = session.dialect.uuid
+    return [
+        Expired(uuid(row[0]), row[1], row[2], row[3], row[4], uuid(row[5]), row[6], bool(row[7]))  # type: ignore[arg-type]
+        for row in rows
+    ]
+
+
+def held_by(session: Session, worker: UUID, limit: int = 10_000) -> list[Expired]:
+    """Everything that ``worker`` holds, for its supervisor to take back once it is dead."""
+    rows = session.rows(
+        "SELECT id, fence, status, kind, crashes, worker, key_hash, key_hold FROM {job} "
+        "WHERE lease_expires_at IS NOT NULL AND worker = %(worker)s ORDER BY id LIMIT %(limit)s",
+        worker=worker, limit=limit,
+    )  # fmt: skip
+    uuid = session.dialect.uuid
+    return [
+        Expired(uuid(row[0]), row[1], row[2], row[3], row[4], uuid(row[5]), row[6], bool(row[7]))  # type: ignore[arg-type]
+        for row in rows
+    ]
+
+
+def take_back(
+    session: Session,
+    job: Expired,
+    *,
+    message: str,
+    crash_limit: int,
+    charged: bool = True,
+    dead: bool = False,
+) -> str | None:
+    """Free a job from its dead holder; return what became of it, or None if somebody else was faster.
+
+    ``charged`` counts a crash; at ``crash_limit`` the job fails. ``dead`` says that the holder is
+    known to have ended, so that its lease need not have expired.
+    """
+    where = "" if dead else " AND lease_expires_at < {now}"
+    if job.status not in (Status.RUNNING, Status.COMPENSATING):
+        return _let_go(session, job, where)
+    if not charged:
+        moved = record.hand_back(session, job.job_id, job.fence, reason=message, worker=job.worker)
+        _free(session, job, final=False)
+        return "handed back" if moved else None
+    error: ErrorDict = {
+        "type": "django_jobs.errors.JobsError", "message": message, "traceback": "", "code": "crashed",
+    }  # fmt: skip
+    fatal = job.crashes + 1 >= crash_limit
+    sets = "fence = fence + 1, crashes = crashes + 1, lease_expires_at = NULL"
+    if fatal and job.status == Status.RUNNING:
+        to = Status.FAILED
+        sets += ", error = {json(error)}, finished_at = {now}, deadline_at = NULL"
+    else:
+        to = Status(job.status) if job.status == Status.COMPENSATING else Status.PENDING
+        sets += ", gate = 'open'"
+    moved = history.move(
+        session, job.job_id, event="crashed" if fatal else "taken_back", frm=[Status(job.status)], to=to,
+        fence=job.fence, worker=job.worker, where=where, sets=sets, detail={"message": message},
+        error=record.dump_error(error),
+    )  # fmt: skip
+    if not moved:
+        return None
+    lost = {**error, "code": "lost"}
+    if not record.close_attempt(session, job.job_id, job.fence, AttemptStatus.LOST, lost):
+        session.run(
+            "INSERT INTO {attempt} (job_id, number, status, error, fence, worker, started_at, finished_at) "
+            "SELECT id, attempts + 1, 'lost', {json(error)}, %(fence)s, %(worker)s, started_at, {now} "
+            "FROM {job} WHERE id = %(id)s",
+            id=job.job_id, error=record.dump_error(lost), fence=job.fence, worker=job.worker,
+        )  # fmt: skip
+    _free(session, job, final=to == Status.FAILED)
+    return str(to)
+
+
+def _let_go(session: Session, job: Expired, where: str) -> str | None:
+    """A paused, resumed or canceled job whose holder is gone: only the lease is left to clear."""
+    cleared = session.run(
+        "UPDATE {job} SET lease_expires_at = NULL, fence = fence + 1 WHERE id = %(id)s AND fence = %(fence)s "
+        f"AND status = %(status)s{where}",
+        id=job.job_id, fence=job.fence, status=job.status,
+    )  # fmt: skip
+    if cleared:
+        _free(session, job, final=job.status == Status.CANCELED)
+    return "let go" if cleared else None
+
+
+def _free(session: Session, job: Expired, *, final: bool) -> None:
+    if job.key_hash is None:
+        return
+    if job.key_hold and not final:
+        permits.hold(session, job.job_id, job.fence)
+    else:
+        permits.release(session, job.job_id, job.fence, job.key_hash)
+
+
+def status_of(session: Session, claim: Claim) -> str | None:
+    """The status of the job if ``claim`` still holds it, else None."""
+    row = session.one(
+        "SELECT status FROM {job} WHERE id = %(id)s AND fence = %(fence)s",
+        id=claim.job_id,
+        fence=claim.fence,
+    )
+    return None if row is None or row[0] == Status.CANCELED else row[0]

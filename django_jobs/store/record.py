@@ -1,0 +1,479 @@
+"""Recording: outcomes, steps, log lines and progress, each written only under its own fence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal, assert_never
+from uuid import UUID
+
+from django_jobs import failpoints, jsonvalues
+from django_jobs.errors import ErrorDict
+from django_jobs.lifecycle import AttemptStatus, Status, StepStatus
+from django_jobs.outcomes import (
+    Canceled,
+    Completed,
+    Failed,
+    HandedBack,
+    Later,
+    Lost,
+    Outcome,
+    Parked,
+    Sleeping,
+    TryAgain,
+)
+from django_jobs.store import history, permits
+from django_jobs.store.claims import Claim
+from django_jobs.store.session import Session
+
+Answer = Literal["written", "paused", "lost"]
+
+
+@dataclass(slots=True)
+class StepWrite:
+    """The start or the end of a step."""
+
+    claim: Claim
+    step_key: str
+    step_id: str
+    slug: str
+    kind: str
+    status: StepStatus
+    input: str | None = None
+    output: str | None = None
+    error: ErrorDict | None = None
+    total_tried: int = 0
+    failures: int = 0
+    done_no: int | None = None
+    wake_after: float | None = None
+    wake_at: datetime | None = None
+    event_name: str | None = None
+    child: UUID | None = None
+    parent_key: str | None = None
+    again: bool = False
+
+    @property
+    def starts(self) -> bool:
+        return self.status in (StepStatus.RUNNING, StepStatus.SLEEPING)
+
+
+@dataclass(slots=True)
+class LogWrite:
+    """Lines that a handler logged: (level, message, step key)."""
+
+    claim: Claim
+    lines: list[tuple[str, str, str | None]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class ProgressWrite:
+    claim: Claim
+    progress: float
+    note: str = ""
+
+
+@dataclass(slots=True)
+class NoteWrite:
+    """A history entry without a change of status, such as the error of a callback."""
+
+    claim: Claim
+    event: str
+    step: str | None
+    detail: Any
+
+
+@dataclass(slots=True)
+class Finish:
+    """How a claim ended."""
+
+    claim: Claim
+    outcome: Outcome
+
+
+Item = StepWrite | LogWrite | ProgressWrite | NoteWrite | Finish
+
+
+def record(session: Session, items: Sequence[Item]) -> list[Answer]:
+    """Write a batch in the transaction of the caller; one answer for each item.
+
+    "paused" says of a step's start that the job is no longer to be driven, and nothing was
+    written. Safe to repeat after a commit whose answer was lost.
+    """
+    owned: dict[UUID, str | None] = {}
+    answers: list[Answer] = []
+    plain = [
+        item
+        for item in items
+        if isinstance(item, Finish) and item.claim.plain and isinstance(item.outcome, Completed)
+    ]
+    completed = _complete_plain(session, plain)
+    for item in items:
+        if isinstance(item, Finish) and item.claim.job_id in completed:
+            answers.append("written")
+            continue
+        claim = item.claim
+        if claim.job_id not in owned:
+            owned[claim.job_id] = _owned_status(session, claim)
+        answers.append(_write(session, item, owned[claim.job_id]))
+    failpoints.reach("record.before_commit")
+    return answers
+
+
+def _owned_status(session: Session, claim: Claim) -> str | None:
+    """The job's status if the fence is still ours, its row locked; None otherwise."""
+    row = session.one(
+        "SELECT status FROM {job} WHERE id = %(id)s AND fence = %(fence)s AND lease_expires_at IS NOT NULL "
+        "{lock_rows}",
+        id=claim.job_id, fence=claim.fence,
+    )  # fmt: skip
+    return None if row is None else row[0]
+
+
+def _write(session: Session, item: Item, status: str | None) -> Answer:
+    if status is None:
+        return "written" if isinstance(item, Finish) and _finished_before(session, item) else "lost"
+    match item:
+        case StepWrite():
+            if item.starts and status not in (Status.RUNNING, Status.COMPENSATING):
+                return "paused"
+            _write_step(session, item)
+        case LogWrite():
+            _write_log(session, item)
+        case ProgressWrite():
+            session.run(
+                "UPDATE {job} SET progress = %(progress)s, progress_note = %(note)s WHERE id = %(id)s",
+                id=item.claim.job_id, progress=item.progress, note=item.note,
+            )  # fmt: skip
+        case NoteWrite():
+            history.note(
+                session, item.claim.job_id, event=item.event, step=item.step, detail=item.detail,
+                worker=item.claim.worker,
+            )  # fmt: skip
+        case Finish():
+            _finish(session, item.claim, item.outcome, Status(status))
+        case _:
+            assert_never(item)
+    return "written"
+
+
+def _finished_before(session: Session, item: Finish) -> bool:
+    """Whether an earlier try of this very write was committed although its answer was lost.
+
+    Every other way to end a claim raises the fence, so a job that nobody drives under our fence
+    was ended by us.
+    """
+    row = session.one(
+        "SELECT fence, lease_expires_at FROM {job} WHERE id = %(id)s AND worker = %(worker)s",
+        id=item.claim.job_id, worker=item.claim.worker,
+    )  # fmt: skip
+    return row is not None and row[0] == item.claim.fence and row[1] is None
+
+
+# --- outcomes ---------------------------------------------------------------------------------
+
+
+def _complete_plain(session: Session, items: Sequence[Finish]) -> set[UUID]:
+    """Complete many jobs whose end touches no row but their own."""
+    done: set[UUID] = set()
+    if not items:
+        return done
+    if session.vendor == "postgresql":
+        rows = session.rows(
+            "UPDATE {job} SET status = 'completed', output = v.output::jsonb, error = NULL, "
+            "attempts = attempts + 1, finished_at = {now}, lease_expires_at = NULL, deadline_at = NULL "
+            "FROM unnest(%(ids)s::uuid[], %(fences)s::int[], %(outputs)s::text[]) AS v(id, fence, output) "
+            "WHERE {job}.id = v.id AND {job}.fence = v.fence AND {job}.status = 'running' RETURNING {job}.id",
+            ids=[item.claim.job_id for item in items],
+            fences=[item.claim.fence for item in items],
+            outputs=[item.outcome.output for item in items],  # type: ignore[union-attr]
+        )
+        return {row[0] for row in rows}
+    for item in items:
+        if _complete(session, item.claim, item.outcome):  # type: ignore[arg-type]
+            done.add(item.claim.job_id)
+    return done
+
+
+def _complete(session: Session, claim: Claim, outcome: Completed) -> int:
+    return session.run(
+        "UPDATE {job} SET status = 'completed', output = {json(output)}, error = NULL, attempts = attempts + 1, "
+        "finished_at = {now}, lease_expires_at = NULL, deadline_at = NULL, run_after = "
+        "CASE WHEN kind = 'task' THEN run_after END "
+        "WHERE id = %(id)s AND fence = %(fence)s AND status = 'running'",
+        id=claim.job_id, fence=claim.fence, output=outcome.output,
+    )  # fmt: skip
+
+
+def _finish(session: Session, claim: Claim, outcome: Outcome, status: Status) -> None:
+    """End a claim whose job row is locked and ours; ``status`` is what the row shows now."""
+    if status not in (Status.RUNNING, Status.COMPENSATING):
+        _finish_unsteered(session, claim, outcome, status)
+        return
+    match outcome:
+        case Completed():
+            _complete(session, claim, outcome)
+            _end_attempt(session, claim, AttemptStatus.COMPLETED, None)
+        case TryAgain():
+            waiting = Status.SLEEPING if claim.is_run else Status.PENDING
+            _leave(
+                session, claim, waiting, event="retrying", error=outcome.error, delay=outcome.delay, counted=True,
+                detail={"error": _brief(outcome.error), "delay": outcome.delay},
+            )  # fmt: skip
+            _end_attempt(session, claim, AttemptStatus.FAILED, outcome.error)
+        case Later():
+            waiting = Status.SLEEPING if claim.is_run else Status.PENDING
+            _leave(
+                session, claim, waiting, event="later", delay=outcome.delay,
+                detail={"delay": outcome.delay, "reason": outcome.reason},
+            )  # fmt: skip
+            _end_attempt(session, claim, AttemptStatus.CANCELED, None)
+        case Failed():
+            _end(
+                session,
+                claim,
+                Status.FAILED,
+                event="failed",
+                error=outcome.error,
+                counted=outcome.counted,
+            )
+            _end_attempt(session, claim, AttemptStatus.FAILED, outcome.error)
+        case Canceled():
+            _end(
+                session,
+                claim,
+                Status.CANCELED,
+                event="canceled",
+                error=outcome.error,
+                counted=False,
+            )
+            _end_attempt(session, claim, AttemptStatus.CANCELED, outcome.error)
+        case Sleeping():
+            _leave(
+                session,
+                claim,
+                Status.SLEEPING,
+                event="sleeping",
+                wake_at=outcome.wake_at,
+                clear_error=True,
+            )
+            _end_attempt(session, claim, AttemptStatus.CANCELED, None)
+        case Parked():
+            _park(session, claim, outcome.error)
+            _end_attempt(session, claim, AttemptStatus.CANCELED, outcome.error)
+        case HandedBack():
+            hand_back(
+                session, claim.job_id, claim.fence, reason=outcome.reason, worker=claim.worker
+            )
+        case Lost():
+            return
+        case _:
+            assert_never(outcome)
+    _free(session, claim, final=isinstance(outcome, Completed | Failed | Canceled))
+
+
+def _finish_unsteered(session: Session, claim: Claim, outcome: Outcome, status: Status) -> None:
+    """End a claim whose job was paused (and perhaps resumed) under way: keep the result, let go.
+
+    A task's outcome is kept as its own step record, so that the next claim completes it without
+    running it again.
+    """
+    if isinstance(outcome, Completed) and not claim.is_run:
+        _write_step(session, own_result(claim, outcome.output))
+    counted = 1 if isinstance(outcome, TryAgain | Failed) else 0
+    session.run(
+        "UPDATE {job} SET lease_expires_at = NULL, fence = fence + 1, attempts = attempts + %(counted)s "
+        "WHERE id = %(id)s AND fence = %(fence)s",
+        id=claim.job_id, fence=claim.fence, counted=counted,
+    )  # fmt: skip
+    error = getattr(outcome, "error", None)
+    history.note(
+        session, claim.job_id, event="handed_back", worker=claim.worker,
+        detail={"reason": f"{status} while {type(outcome).__name__}", "error": _brief(error) if error else None,
+                "counted": counted},
+    )  # fmt: skip
+    _end_attempt(session, claim, AttemptStatus.FAILED if counted else AttemptStatus.CANCELED, error)
+    _free(session, claim, final=False)
+
+
+def own_result(claim: Claim, output: str | None) -> StepWrite:
+    """The record under which a task job keeps a result that came while it was being paused."""
+    from django_jobs import ids
+
+    return StepWrite(
+        claim=claim, step_key=ids.digest(claim.slug, ""), step_id="", slug=claim.slug, kind="task",
+        status=StepStatus.COMPLETED, input=claim.input, output=output, total_tried=claim.attempts + 1,
+    )  # fmt: skip
+
+
+def _leave(
+    session: Session,
+    claim: Claim,
+    to: Status,
+    *,
+    event: str,
+    delay: float | None = None,
+    wake_at: datetime | None = None,
+    error: ErrorDict | None = None,
+    clear_error: bool = False,
+    counted: bool = False,
+    detail: Any = None,
+) -> None:
+    """running → pending or sleeping, due again later."""
+    when = "%(wake_at)s" if delay is None else "{after(delay)}"
+    sets = f"run_after = {when}, gate = 'timer', lease_expires_at = NULL"
+    if error is not None:
+        sets += ", error = {json(error)}"
+    elif clear_error:
+        sets += ", error = NULL"
+    if counted:
+        sets += ", attempts = attempts + 1"
+    history.move(
+        session, claim.job_id, event=event, frm=[Status.RUNNING], to=to, fence=claim.fence, worker=claim.worker,
+        attempt=claim.attempts + 1, sets=sets, detail=detail, delay=delay, wake_at=wake_at,
+        error=None if error is None else dump_error(error),
+    )  # fmt: skip
+
+
+def _end(
+    session: Session, claim: Claim, to: Status, *, event: str, error: ErrorDict, counted: bool
+) -> None:
+    """running → failed or canceled."""
+    history.move(
+        session, claim.job_id, event=event, frm=[Status.RUNNING], to=to, fence=claim.fence, worker=claim.worker,
+        attempt=claim.attempts + 1, detail={"error": _brief(error)},
+        sets="error = {json(error)}, finished_at = {now}, lease_expires_at = NULL, deadline_at = NULL, "
+             "run_after = CASE WHEN kind = 'task' THEN run_after END, "
+             f"attempts = attempts + {1 if counted else 0}",
+        error=dump_error(error),
+    )  # fmt: skip
+
+
+def _park(session: Session, claim: Claim, error: ErrorDict) -> None:
+    history.move(
+        session, claim.job_id, event="parked", frm=[Status.RUNNING], to=Status.PAUSED, fence=claim.fence,
+        worker=claim.worker, detail={"error": _brief(error)}, error=dump_error(error),
+        sets="error = {json(error)}, lease_expires_at = NULL",
+    )  # fmt: skip
+
+
+def hand_back(
+    session: Session, job_id: UUID, fence: int, *, reason: str, worker: UUID | None
+) -> int:
+    """running → pending at once, uncounted, under a raised fence; the job keeps its due time."""
+    moved = history.move(
+        session, job_id, event="handed_back", frm=[Status.RUNNING], to=Status.PENDING, fence=fence, worker=worker,
+        sets="gate = 'open', lease_expires_at = NULL, fence = fence + 1", detail={"reason": reason},
+    )  # fmt: skip
+    if moved:
+        close_attempt(session, job_id, fence, AttemptStatus.CANCELED, None)
+    return moved
+
+
+def _free(session: Session, claim: Claim, *, final: bool) -> None:
+    """Slot release with the outcome, in its transaction."""
+    if claim.key_hash is None:
+        return
+    if claim.key_hold and not final:
+        permits.hold(session, claim.job_id, claim.fence)
+    else:
+        permits.release(session, claim.job_id, claim.fence, claim.key_hash)
+
+
+def _end_attempt(
+    session: Session, claim: Claim, status: AttemptStatus, error: ErrorDict | None
+) -> None:
+    """Close the row of this try; a first try has one only if it did not simply succeed."""
+    if close_attempt(session, claim.job_id, claim.fence, status, error) or status in (
+        AttemptStatus.COMPLETED,
+        AttemptStatus.CANCELED,
+    ):
+        return
+    session.run(
+        "INSERT INTO {attempt} (job_id, number, status, error, fence, worker, started_at, finished_at) "
+        "VALUES (%(job)s, %(number)s, %(status)s, {json(error)}, %(fence)s, %(worker)s, {moment(started)}, {now})",
+        job=claim.job_id, number=claim.attempts + 1, status=str(status), error=dump_error(error),
+        fence=claim.fence, worker=claim.worker, started=claim.started_at,
+    )  # fmt: skip
+
+
+def close_attempt(
+    session: Session, job_id: UUID, fence: int, status: AttemptStatus, error: ErrorDict | None
+) -> int:
+    """End the running try of this (job, fence), where it has a row."""
+    if fence <= 1:
+        return 0
+    return session.run(
+        "UPDATE {attempt} SET status = %(status)s, error = {json(error)}, finished_at = {now} "
+        "WHERE job_id = %(job)s AND fence = %(fence)s AND step_id IS NULL AND status = 'running'",
+        job=job_id, fence=fence, status=str(status), error=dump_error(error),
+    )  # fmt: skip
+
+
+# --- steps, log -------------------------------------------------------------------------------
+
+
+def _write_step(session: Session, step: StepWrite) -> None:
+    ended = (
+        "{now}"
+        if step.status in (StepStatus.COMPLETED, StepStatus.FAILED, StepStatus.CANCELED)
+        else "NULL"
+    )
+    wake = "{after(wake_after)}" if step.wake_after is not None else "{moment(wake_at)}"
+    session.run(
+        "INSERT INTO {taskstatus} (job_id, step_key, step_id, slug, kind, parent_key, status, input, output, error, "
+        "total_tried, failures, fence, worker, done_no, wake_at, event_name, child, started_at, finished_at) VALUES "
+        "(%(job)s, %(step_key)s, %(step_id)s, %(slug)s, %(kind)s, %(parent_key)s, %(status)s, {json(input)}, "
+        "{json(output)}, {json(error)}, %(total_tried)s, %(failures)s, %(fence)s, %(worker)s, %(done_no)s, "
+        f"{wake}, %(event_name)s, %(child)s, {{now}}, {ended}) "
+        "ON CONFLICT (job_id, step_key) DO UPDATE SET status = excluded.status, input = excluded.input, "
+        "output = excluded.output, error = excluded.error, total_tried = excluded.total_tried, "
+        "failures = excluded.failures, fence = excluded.fence, worker = excluded.worker, "
+        "done_no = excluded.done_no, wake_at = COALESCE({taskstatus}.wake_at, excluded.wake_at), "
+        "event_name = excluded.event_name, child = COALESCE(excluded.child, {taskstatus}.child), "
+        "finished_at = excluded.finished_at "
+        # A completed record is written once; only a step that asked to run anew replaces it.
+        "WHERE {taskstatus}.status <> 'completed' OR %(again)s",
+        job=step.claim.job_id, step_key=step.step_key, step_id=step.step_id, slug=step.slug, kind=str(step.kind),
+        parent_key=step.parent_key, status=str(step.status), input=step.input, output=step.output,
+        error=dump_error(step.error), total_tried=step.total_tried, failures=step.failures,
+        fence=step.claim.fence, worker=step.claim.worker, done_no=step.done_no, wake_after=step.wake_after,
+        wake_at=step.wake_at, event_name=step.event_name, child=step.child, again=step.again,
+    )  # fmt: skip
+    if step.error is not None:
+        session.run(
+            "INSERT INTO {attempt} (job_id, step_id, number, status, error, fence, worker, finished_at) "
+            "SELECT %(job)s, s.id, %(number)s, %(status)s, {json(error)}, %(fence)s, %(worker)s, {now} "
+            "FROM {taskstatus} s WHERE s.job_id = %(job)s AND s.step_key = %(step_key)s",
+            job=step.claim.job_id, step_key=step.step_key, number=step.total_tried,
+            status=str(AttemptStatus.FAILED), error=dump_error(step.error), fence=step.claim.fence,
+            worker=step.claim.worker,
+        )  # fmt: skip
+
+
+def _write_log(session: Session, item: LogWrite) -> None:
+    session.many(
+        "INSERT INTO {logline} (job_id, step_key, fence, at, level, message) "
+        "VALUES (%(job)s, %(step_key)s, %(fence)s, {now}, %(level)s, %(message)s)",
+        [
+            {
+                "job": item.claim.job_id,
+                "step_key": step_key,
+                "fence": item.claim.fence,
+                "level": level,
+                "message": text,
+            }
+            for level, text, step_key in item.lines
+        ],
+    )
+
+
+def dump_error(error: ErrorDict | None) -> str | None:
+    return None if error is None else jsonvalues.dumps(error, what="error")
+
+
+def _brief(error: ErrorDict) -> ErrorDict:
+    """An error without its traceback, for the history."""
+    return {
+        key: error.get(key) for key in ("type", "message", "code") if error.get(key) is not None
+    }

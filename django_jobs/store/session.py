@@ -1,0 +1,148 @@
+"""The engine's way to the database: statements, transactions, and their repetition."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from django.db import DEFAULT_DB_ALIAS, connections, router, transaction
+
+from django_jobs import conf
+from django_jobs.store.dialects import dialect_of
+
+T = TypeVar("T")
+logger = logging.getLogger("django_jobs")
+
+#: Tries of a whole engine transaction after deadlock, serialization failure or a lock.
+TRIES = 8
+#: Seconds a statement of the engine may take.
+TIME_LIMIT = 30.0
+
+
+def engine_alias() -> str:
+    """The database that holds the engine's tables."""
+    from django_jobs.models import Job
+
+    return conf.get().database or router.db_for_write(Job) or DEFAULT_DB_ALIAS
+
+
+class Session:
+    """One thread's use of one database.
+
+    Outside of the caller's transactions it speaks to the driver beneath Django and opens its own
+    transactions; inside of one it works in savepoints of it.
+    """
+
+    def __init__(self, alias: str | None = None, *, through_django: bool = False) -> None:
+        #: The caller's own connection is used through Django's cursor: logged, wrapped, unchanged.
+        self.through_django = through_django
+        self.alias = alias or engine_alias()
+        self.connection = connections[self.alias]
+        self.dialect = dialect_of(self.connection.vendor)
+        self.prepare = False
+
+    @property
+    def vendor(self) -> str:
+        return self.dialect.vendor
+
+    @property
+    def in_callers_transaction(self) -> bool:
+        return self.connection.in_atomic_block or not self.connection.get_autocommit()
+
+    def rows(self, template: str, **params: Any) -> list[tuple[Any, ...]]:
+        """Run a statement and return its rows."""
+        return self._execute(template, params).fetchall()  # type: ignore[no-any-return]
+
+    def one(self, template: str, **params: Any) -> tuple[Any, ...] | None:
+        """Run a statement and return its first row, or None."""
+        return self._execute(template, params).fetchone()  # type: ignore[no-any-return]
+
+    def run(self, template: str, **params: Any) -> int:
+        """Run a statement and return the number of rows it touched."""
+        return self._execute(template, params).rowcount  # type: ignore[no-any-return]
+
+    def many(self, template: str, items: Sequence[Mapping[str, Any]]) -> None:
+        """Run a statement once for each of ``items``."""
+        if not items:
+            return
+        statement = self.dialect.compile(template)
+        bound = [self.dialect.params(statement, item) for item in items]
+        self._cursor().executemany(statement.sql, bound)
+
+    def _execute(self, template: str, params: Mapping[str, Any]) -> Any:
+        statement = self.dialect.compile(template)
+        cursor = self._cursor()
+        bound = self.dialect.params(statement, params)
+        if self.prepare:
+            cursor.execute(statement.sql, bound, prepare=True)
+        else:
+            cursor.execute(statement.sql, bound)
+        return cursor
+
+    def _cursor(self) -> Any:
+        if self.through_django:
+            return self.connection.cursor()
+        self.connection.ensure_connection()
+        raw = self.connection.connection
+        if self.vendor == "postgresql":
+            import psycopg
+
+            return psycopg.Cursor(raw)
+        return raw.cursor()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """One transaction of the engine; a savepoint inside of the caller's."""
+        if self.in_callers_transaction or self.through_django:
+            with transaction.atomic(using=self.alias):
+                yield
+            return
+        self._plain(self.dialect.begin(TIME_LIMIT))
+        try:
+            yield
+            self._plain("COMMIT")
+        except BaseException:
+            self._roll_back()
+            raise
+
+    def _plain(self, sql: str) -> None:
+        self._cursor().execute(sql)
+
+    def _roll_back(self) -> None:
+        raw = self.connection.connection
+        try:
+            if raw is not None:
+                self._cursor().execute("ROLLBACK")
+        except Exception:
+            # The link is broken, or the server has rolled back by itself; a new one is opened.
+            self.connection.close()
+
+    def committed(self, work: Callable[[Session], T]) -> T:
+        """Run ``work`` in one transaction; repeat it where that can help.
+
+        Repeated are deadlocks, serialization failures and locks, and a lost connection once it is
+        back, a bounded number of times with jitter. A COMMIT whose answer was lost is repeated
+        too, so ``work`` must recognise its own earlier success. Never repeated inside of the
+        caller's transaction, which reports the error itself.
+        """
+        for attempt in range(1, TRIES + 1):
+            try:
+                with self.transaction():
+                    return work(self)
+            except Exception as error:
+                lost = self.dialect.is_lost(error)
+                if (
+                    self.in_callers_transaction
+                    or attempt == TRIES
+                    or not (lost or self.dialect.is_transient(error))
+                ):
+                    raise
+                if lost:
+                    self.connection.close()
+                logger.debug("Engine transaction repeated after %s.", type(error).__name__)
+                time.sleep(random.uniform(0.3, 1.0) * min(0.01 * 2**attempt, 1.0))
+        raise AssertionError("unreachable")

@@ -1,0 +1,49 @@
+"""Signals of the engine's own writes, built only where somebody listens."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from django.dispatch import Signal
+
+from django_jobs import signals
+from django_jobs.models import Job
+from django_jobs.outcomes import Canceled, Completed, Failed, Outcome, Parked, Sleeping, TryAgain
+from django_jobs.store.claims import Claim
+
+OUTCOME_SIGNALS: dict[type, Signal] = {
+    Completed: signals.job_completed,
+    Failed: signals.job_failed,
+    TryAgain: signals.job_retrying,
+    Canceled: signals.job_canceled,
+    Sleeping: signals.job_sleeping,
+    Parked: signals.job_paused,
+}
+
+
+def started(alias: str, claim: Claim) -> None:
+    """job_started, as the claim is committed and the handler about to run."""
+    if signals.job_started.receivers:
+        _send(alias, signals.job_started, claim.job_id)
+
+
+def wanted(outcome: Outcome) -> bool:
+    """Whether somebody listens to the signal of this outcome."""
+    signal = OUTCOME_SIGNALS.get(type(outcome))
+    return signal is not None and bool(signal.receivers)
+
+
+def ended(alias: str, claim: Claim, outcome: Outcome) -> None:
+    """The signal of an outcome that is stored now."""
+    signal = OUTCOME_SIGNALS.get(type(outcome))
+    if signal is None or not signal.receivers:
+        return
+    error = getattr(outcome, "error", None)
+    details = {"error": error} if signal in (signals.job_failed, signals.job_retrying) else {}
+    _send(alias, signal, claim.job_id, **details)
+
+
+def _send(alias: str, signal: Signal, job_id: UUID, **details: object) -> None:
+    job = Job.units.using(alias).filter(pk=job_id).first()
+    if job is not None:
+        signals.announce(signal, Job, job=job, **details)

@@ -1,0 +1,202 @@
+"""Between those who execute and the one thread that writes: natural batching, no timer.
+
+Whoever has something to record puts it on the desk; the database thread takes all that lies there
+and commits it together. Alone, an item is written at once; under load the batch grows while the
+last commit is in flight.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from django_jobs import clock, failpoints, jsonvalues
+from django_jobs.outcomes import Completed, Failed
+from django_jobs.store import leases
+from django_jobs.store.claims import Claim
+from django_jobs.store.record import Answer, Finish, Item, record
+from django_jobs.store.session import Session
+
+logger = logging.getLogger("django_jobs.worker")
+
+#: Seconds for which a posted item may wait for company.
+PATIENCE = 0.005
+
+
+@dataclass(slots=True)
+class Entry:
+    """Something to be written, and who waits for it."""
+
+    item: Item
+    done: Future[Answer] | None = None
+    then: Callable[[Answer], None] | None = None
+
+
+class Desk:
+    """A :class:`~django_jobs.workflows.attempt.Recorder` for many threads and one writer."""
+
+    always_look = False
+
+    def __init__(self, alias: str, lease: float) -> None:
+        self.alias = alias
+        self.lease = lease
+        self._entries: deque[Entry] = deque()
+        self._call = threading.Event()
+
+    # --- for those who execute ----------------------------------------------------------------
+
+    def post(self, item: Item) -> None:
+        self._entries.append(Entry(item))
+
+    def write(self, item: Item) -> Answer:
+        return self._submit(item).result()
+
+    async def awrite(self, item: Item) -> Answer:
+        return await asyncio.wrap_future(self._submit(item))
+
+    def finish(self, item: Finish, then: Callable[[Answer], None]) -> None:
+        """Record an outcome and call ``then`` with the answer, in the database thread."""
+        self._entries.append(Entry(item, None, then))
+        self._call.set()
+
+    def renew(self, claim: Claim) -> bool:
+        session = Session(self.alias)
+        sent = clock.monotonic()
+        ours = session.committed(lambda s: leases.renew(s, [claim], self.lease))
+        if claim.job_id not in ours:
+            return False
+        claim.deadline = sent + self.lease * 0.9
+        return True
+
+    def status_of(self, claim: Claim) -> str | None:
+        return leases.status_of(Session(self.alias), claim)
+
+    def _submit(self, item: Item) -> Future[Answer]:
+        done: Future[Answer] = Future()
+        self._entries.append(Entry(item, done))
+        self._call.set()
+        return done
+
+    # --- for the one who writes ---------------------------------------------------------------
+
+    def wait(self, seconds: float) -> None:
+        """Sleep until something must be written, at most ``seconds``."""
+        if self._entries:
+            seconds = min(seconds, PATIENCE)
+        self._call.wait(seconds)
+        self._call.clear()
+
+    def wake(self) -> None:
+        self._call.set()
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._entries
+
+    def take(self) -> list[Entry]:
+        """Everything on the desk, in order."""
+        taken = []
+        while self._entries:
+            taken.append(self._entries.popleft())
+        return taken
+
+    def flush(self, session: Session) -> None:
+        """Write everything on the desk in one transaction and tell those who wait."""
+        settle(session, self.take())
+
+
+def settle(session: Session, entries: list[Entry]) -> None:
+    """Write ``entries`` together; one by one where the batch as a whole is refused."""
+    if not entries:
+        return
+    try:
+        answers = session.committed(lambda s: record(s, [entry.item for entry in entries]))
+    except Exception as error:
+        if session.dialect.is_lost(error) or (
+            len(entries) == 1 and not isinstance(entries[0].item, Finish)
+        ):
+            for entry in entries:
+                _fail(entry, error)
+            raise
+        for entry in entries:
+            _settle_alone(session, entry)
+        return
+    failpoints.reach("record.after_commit")
+    for entry, answer in zip(entries, answers, strict=True):
+        tell(entry, answer)
+
+
+def tell(entry: Entry, answer: Answer) -> None:
+    if entry.done is not None:
+        entry.done.set_result(answer)
+    if entry.then is not None:
+        entry.then(answer)
+
+
+def _fail(entry: Entry, error: BaseException) -> None:
+    if entry.done is not None and not entry.done.done():
+        entry.done.set_exception(error)
+
+
+def _settle_alone(session: Session, entry: Entry) -> None:
+    """Write one item of a refused batch; an outcome that cannot be stored becomes a failure."""
+    try:
+        [answer] = session.committed(lambda s: record(s, [entry.item]))
+    except Exception as error:
+        if not isinstance(entry.item, Finish) or session.dialect.is_lost(error):
+            _fail(entry, error)
+            return
+        logger.warning(
+            "The outcome of job %s was refused by the database.",
+            entry.item.claim.job_id,
+            exc_info=True,
+        )
+        code = "invalid_output" if isinstance(entry.item.outcome, Completed) else None
+        refused = Finish(entry.item.claim, Failed(jsonvalues.describe_error(error, code=code)))
+        [answer] = session.committed(lambda s: record(s, [refused]))
+    tell(entry, answer)
+
+
+class DirectRecorder:
+    """A recorder for one thread that executes and writes by itself."""
+
+    always_look = True
+
+    def __init__(self, alias: str, lease: float) -> None:
+        self.alias = alias
+        self.lease = lease
+        self.session = Session(alias)
+        self._posted: list[Item] = []
+
+    def post(self, item: Item) -> None:
+        self._posted.append(item)
+
+    def write(self, item: Item) -> Answer:
+        items = [*self._posted, item]
+        self._posted = []
+        answers = self.session.committed(lambda s: record(s, items))
+        failpoints.reach("record.after_commit")
+        return answers[-1]
+
+    async def awrite(self, item: Item) -> Answer:
+        from asgiref.sync import sync_to_async
+
+        return await sync_to_async(self.write, thread_sensitive=True)(item)
+
+    def flush(self) -> None:
+        if self._posted:
+            items, self._posted = self._posted, []
+            self.session.committed(lambda s: record(s, items))
+
+    def renew(self, claim: Claim) -> bool:
+        return claim.job_id in self.session.committed(
+            lambda s: leases.renew(s, [claim], self.lease)
+        )
+
+    def status_of(self, claim: Claim) -> str | None:
+        return leases.status_of(self.session, claim)

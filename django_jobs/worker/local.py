@@ -1,0 +1,306 @@
+"""Running jobs in the calling process: ``run_jobs`` and ``run_job``."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+from uuid import UUID
+
+from asgiref.sync import async_to_sync
+from django.core.exceptions import ValidationError
+from django.db import connections
+from django.db.models import Q
+
+from django_jobs import clock, conf, ids, jsonvalues
+from django_jobs.definitions import registry
+from django_jobs.lifecycle import Gate, Status
+from django_jobs.outcomes import Lost, Outcome
+from django_jobs.store import claims as claiming
+from django_jobs.store import leases, overview
+from django_jobs.store.claims import Claim, Lane
+from django_jobs.store.record import Finish
+from django_jobs.store.session import Session, engine_alias
+from django_jobs.worker import announcing, execution
+from django_jobs.worker.desk import Desk, DirectRecorder
+from django_jobs.worker.execution import Environment, Execution
+from django_jobs.worker.loop import LoopThread
+from django_jobs.worker.report import RunReport, count
+from django_jobs.worker.sweep import sweep
+
+T = TypeVar("T")
+#: Threads that run_jobs() uses at least, unless it is sequential.
+THREADS = 4
+
+
+def run_jobs(
+    limit: int = 10,
+    queue_name: str = "default",
+    all_queues: bool = False,
+    where: Q | None = None,
+    sequential: bool = False,
+    *,
+    database: str | None = None,
+) -> RunReport:
+    """Run one batch: at most ``limit`` jobs that are due now, each once; report what came of them.
+
+    What becomes due or unblocked meanwhile is left for the next call. Inside a transaction the
+    jobs run one after the other in the calling thread.
+    """
+    batch = Batch(database or engine_alias(), None if all_queues else [queue_name], where)
+    batch.prepare()
+    return batch.run(batch.claim(limit), sequential=sequential)
+
+
+def run_job(job_id: UUID | str, *, database: str | None = None) -> RunReport:
+    """Run this job if it is due and nothing holds it back; all counts are 0 otherwise."""
+    batch = Batch(database or engine_alias(), None, None)
+    try:
+        wanted = job_id if isinstance(job_id, UUID) else UUID(str(job_id))
+    except (ValueError, ValidationError):
+        return RunReport()
+    batch.where = Q(pk=wanted)
+    batch.prepare(only=wanted)
+    return batch.run(batch.claim_ids([wanted]), sequential=True)
+
+
+class Batch:
+    """One call's worth of jobs, under a worker identity of its own."""
+
+    def __init__(self, alias: str, queues: list[str] | None, where: Q | None) -> None:
+        self.alias = alias
+        self.queues = queues
+        self.where = where
+        self.session = Session(alias)
+        self.worker = ids.worker_id()
+        self.settings = conf.get()
+
+    def prepare(self, only: UUID | None = None) -> None:
+        """Take back what the dead left, and let in what has become due."""
+        sweep(self.session, only=only)
+        self.session.committed(claiming.open_gates)
+
+    def claim(self, limit: int) -> list[Claim]:
+        if limit < 1:
+            return []
+        if self.where is not None and self.where:
+            return self.claim_ids(self._matching(limit))
+        chosen = self.session.committed(lambda s: self._mine(claiming.lanes(s)))
+        lease = self.settings.lease
+        return self.session.committed(
+            lambda s: claiming.claim(s, chosen, worker=self.worker, limit=limit, lease=lease)
+        )
+
+    def claim_ids(self, wanted: list[UUID]) -> list[Claim]:
+        lease = self.settings.lease
+
+        def work(session: Session) -> list[Claim]:
+            usable = claiming.claimable_ids(session, wanted)
+            return claiming.take(session, usable, worker=self.worker, lease=lease)
+
+        return self.session.committed(work) if wanted else []
+
+    def _matching(self, limit: int) -> list[UUID]:
+        found = overview.scope(self.alias, self.queues, self.where)
+        due = found.filter(status=Status.PENDING, gate=Gate.OPEN, due_at__lte=clock.now())
+        codes = registry.codes()
+        ordered = due.order_by("precedence", "turn", "due_at", "id").values_list(
+            "pk", "slug", "version"
+        )
+        return [pk for pk, slug, version in ordered if (slug, version) in codes][:limit]
+
+    def _mine(self, lanes: list[Lane]) -> list[Lane]:
+        codes = registry.codes()
+        return [
+            lane
+            for lane in lanes
+            if lane.runner != "celery"
+            and (self.queues is None or lane.queue_name in self.queues)
+            and (lane.slug, lane.version) in codes
+        ]
+
+    # --- running ------------------------------------------------------------------------------
+
+    def run(self, claims: list[Claim], *, sequential: bool) -> RunReport:
+        """Execute ``claims`` and report."""
+        in_hand = claims
+        if sequential or self._one_thread_only():
+            outcomes = self._one_by_one(in_hand)
+        else:
+            outcomes = self._together(in_hand)
+        report = count(outcomes)
+        left = overview.scope(self.alias, self.queues, self.where)
+        waiting, next_due = overview.waiting(left)
+        return RunReport(
+            report.completed, report.failed, report.retried, report.canceled,
+            waiting, overview.blocked(left), next_due,
+        )  # fmt: skip
+
+    def _one_thread_only(self) -> bool:
+        """Whether other threads could not see these jobs: a transaction, or a database in memory."""
+        connection = connections[self.alias]
+        in_memory = connection.vendor == "sqlite" and connection.is_in_memory_db()  # type: ignore[attr-defined]
+        return self.session.in_callers_transaction or in_memory
+
+    def _one_by_one(self, claims: list[Claim]) -> list[Outcome]:
+        recorder = DirectRecorder(self.alias, self.settings.lease)
+        environment = Environment(recorder, CallingLoop(), None)
+        outcomes = []
+        with Heartbeats(self.alias, claims, off=self._one_thread_only()):
+            for claim in claims:
+                prepared = execution.prepare(claim, environment)
+                if isinstance(prepared, Execution):
+                    announcing.started(self.alias, claim)
+                    outcome = (
+                        async_to_sync(prepared.arun)() if prepared.is_async else prepared.run()
+                    )
+                else:
+                    outcome = prepared
+                answer = recorder.write(Finish(claim, outcome))
+                outcomes.append(outcome if answer == "written" else Lost())
+                if answer == "written":
+                    after(self.alias, prepared, claim, outcome)
+                recorder.flush()
+        return outcomes
+
+    def _together(self, claims: list[Claim]) -> list[Outcome]:
+        if not claims:
+            return []
+        desk = Desk(self.alias, self.settings.lease)
+        outcomes: list[Outcome] = []
+        loop = LoopThread()
+        left = len(claims)
+
+        def ended(
+            claim: Claim, prepared: Execution | Outcome, outcome: Outcome, pool: ThreadPoolExecutor
+        ) -> None:
+            def told(answer: str) -> None:
+                nonlocal left
+                left -= 1
+                outcomes.append(outcome if answer == "written" else Lost())
+                if answer == "written":
+                    followers.append(
+                        pool.submit(_in_thread, after, self.alias, prepared, claim, outcome, desk)
+                    )
+
+            desk.finish(Finish(claim, outcome), told)
+
+        followers: list[Any] = []
+        size = THREADS
+        with (
+            ThreadPoolExecutor(size * 2, thread_name_prefix="jobs-step") as steps,
+            ThreadPoolExecutor(size, thread_name_prefix="jobs") as pool,
+        ):
+            environment = Environment(desk, loop, steps)
+            for claim in claims:
+                pool.submit(_in_thread, self._execute, claim, environment, ended, pool)
+            beat = clock.monotonic()
+            while left:
+                desk.wait(0.5)
+                desk.flush(self.session)
+                if clock.monotonic() - beat > self.settings.heartbeat:
+                    beat = clock.monotonic()
+                    renew_all(self.session, claims, self.settings.lease)
+            for follower in followers:
+                while not follower.done():
+                    desk.wait(0.05)
+                    desk.flush(self.session)
+        desk.flush(self.session)
+        loop.stop()
+        return outcomes
+
+    def _execute(
+        self, claim: Claim, environment: Environment, ended: Any, pool: ThreadPoolExecutor
+    ) -> None:
+        prepared = execution.prepare(claim, environment)
+        if isinstance(prepared, Execution):
+            announcing.started(self.alias, claim)
+            outcome = environment.loop.run(prepared.arun()) if prepared.is_async else prepared.run()
+        else:
+            outcome = prepared
+        ended(claim, prepared, outcome, pool)
+
+
+def _in_thread(function: Any, *args: Any) -> None:
+    """Run in a pool's thread and leave no connection behind."""
+    try:
+        function(*args)
+    finally:
+        connections.close_all()
+
+
+def after(
+    alias: str,
+    prepared: Execution | Outcome,
+    claim: Claim,
+    outcome: Outcome,
+    desk: Desk | None = None,
+) -> None:
+    """Callbacks and signals, once the outcome is stored."""
+    if isinstance(prepared, Execution) and execution.has_callback(prepared, outcome):
+        error = execution.call_back(prepared, outcome)
+        if error is not None:
+            note_callback_error(alias, claim, error)
+    announcing.ended(alias, claim, outcome)
+
+
+def note_callback_error(alias: str, claim: Claim, error: BaseException) -> None:
+    """An error of a callback is an entry of the job's history and changes nothing."""
+    from django_jobs.store import history
+
+    detail = {"error": jsonvalues.describe_error(error, names=conf.get().redact)}
+    Session(alias).committed(
+        lambda s: history.note(
+            s, claim.job_id, event="callback_failed", worker=claim.worker, detail=detail
+        )
+    )
+
+
+def renew_all(session: Session, claims: list[Claim], lease: float) -> None:
+    """Renew every lease still wanted; note which are lost."""
+    sent = clock.monotonic()
+    ours = session.committed(
+        lambda s: leases.renew(s, [c for c in claims if c.revoked is None], lease)
+    )
+    for claim in claims:
+        if claim.job_id in ours:
+            claim.deadline = sent + lease * 0.9
+
+
+class CallingLoop:
+    """Runs coroutines to their end from the calling thread, whose connection their ORM calls use."""
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        async def work() -> T:
+            return await coroutine
+
+        return async_to_sync(work)()  # type: ignore[no-any-return]
+
+
+class Heartbeats:
+    """Renews leases from a thread with its own connection while the calling thread runs handlers."""
+
+    def __init__(self, alias: str, claims: list[Claim], *, off: bool) -> None:
+        self._alias = alias
+        self._claims = claims
+        self._off = off or not claims
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="jobs-heartbeat", daemon=True)
+
+    def __enter__(self) -> None:
+        if not self._off:
+            self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        if not self._off:
+            self._stop.set()
+            self._thread.join()
+
+    def _beat(self) -> None:
+        settings = conf.get()
+        try:
+            while not self._stop.wait(settings.heartbeat):
+                renew_all(Session(self._alias), self._claims, settings.lease)
+        finally:
+            connections.close_all()

@@ -1,0 +1,142 @@
+"""One attempt at a job: what its contexts ask for, and what the engine is told of it."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from typing import Any, Protocol
+
+from django_jobs import clock, conf, jsonvalues
+from django_jobs.errors import InvalidInput, LeaseLost
+from django_jobs.models import Job
+from django_jobs.store.claims import Claim
+from django_jobs.store.record import Answer, Item, LogWrite, ProgressWrite
+
+LOG_LINES = 10_000
+LOG_BYTES = 1_048_576
+#: Seconds between two looks at the row for ``cancel_requested``.
+CANCEL_LOOK = 1.0
+
+
+class Recorder(Protocol):
+    """The way from an attempt to the database."""
+
+    alias: str
+    #: True where nobody else reports a cancel, so that each question asks the row.
+    always_look: bool
+
+    def post(self, item: Item) -> None:
+        """Write ``item`` soon; whoever waits on a later item of the same claim waits on it as well."""
+
+    def write(self, item: Item) -> Answer:
+        """Write ``item`` and what was posted before; return once it is committed."""
+        ...
+
+    async def awrite(self, item: Item) -> Answer: ...
+    def renew(self, claim: Claim) -> bool:
+        """Renew the lease now; whether it is still ours."""
+        ...
+
+    def status_of(self, claim: Claim) -> str | None:
+        """The job's status if the claim still holds it, else None."""
+        ...
+
+
+class AttemptLog:
+    """Stores what a handler logs, cut at 10,000 lines or 1 MiB an attempt."""
+
+    def __init__(self, attempt: Attempt) -> None:
+        self._attempt = attempt
+        self._lines = 0
+        self._bytes = 0
+        self._logger = logging.getLogger("django_jobs.task")
+
+    def debug(self, message: object, *args: object) -> None:
+        self._add(logging.DEBUG, message, args)
+
+    def info(self, message: object, *args: object) -> None:
+        self._add(logging.INFO, message, args)
+
+    def warning(self, message: object, *args: object) -> None:
+        self._add(logging.WARNING, message, args)
+
+    def error(self, message: object, *args: object) -> None:
+        self._add(logging.ERROR, message, args)
+
+    def exception(self, message: object, *args: object) -> None:
+        """As ``error``, with the traceback of the exception in hand."""
+        self._add(logging.ERROR, f"{message}\n{traceback.format_exc()}", args)
+
+    def _add(self, level: int, message: object, args: tuple[object, ...]) -> None:
+        text = str(message)
+        if args:
+            try:
+                text = text % args
+            except (TypeError, ValueError):
+                text = f"{text} {args!r}"
+        claim = self._attempt.claim
+        self._logger.log(level, "%s %s: %s", claim.slug, claim.job_id, text)
+        if self._lines > LOG_LINES or self._bytes > LOG_BYTES:
+            return
+        names = conf.get().redact
+        text = jsonvalues.redact_text(jsonvalues.clean_text(text, LOG_BYTES), names)
+        self._lines += 1
+        self._bytes += len(text.encode())
+        if self._lines > LOG_LINES or self._bytes > LOG_BYTES:
+            text = "… truncated: the log of this attempt has reached its limit."
+        name = logging.getLevelName(level).lower()
+        self._attempt.post(LogWrite(claim, [(name, text, self._attempt.step_in_hand)]))
+
+
+class Attempt:
+    """What every kind of job offers to its context."""
+
+    def __init__(self, claim: Claim, recorder: Recorder, input: dict[str, Any]) -> None:
+        self.claim = claim
+        self.recorder = recorder
+        self.input = input
+        self.version = claim.version
+        self.log = AttemptLog(self)
+        self._job: Job | None = None
+        self._looked = 0.0
+
+    @property
+    def step_in_hand(self) -> str | None:
+        """Key of the step within which the calling code runs."""
+        return None
+
+    @property
+    def job(self) -> Job:
+        """The row, read once when first asked for."""
+        if self._job is None:
+            self._job = Job.units.using(self.recorder.alias).get(pk=self.claim.job_id)
+        return self._job
+
+    @property
+    def cancel_requested(self) -> bool:
+        if self.claim.revoked is not None:
+            return True
+        present = clock.monotonic()
+        if self.recorder.always_look or present - self._looked >= CANCEL_LOOK:
+            self._looked = present
+            if self.recorder.status_of(self.claim) is None:
+                self.claim.revoked = "canceled"
+        return self.claim.revoked is not None
+
+    def progress(self, fraction: float, note: str) -> None:
+        if (
+            isinstance(fraction, bool)
+            or not isinstance(fraction, int | float)
+            or not 0 <= fraction <= 1
+        ):
+            raise InvalidInput(f"progress() takes a fraction from 0 to 1, not {fraction!r}.")
+        self.post(
+            ProgressWrite(self.claim, float(fraction), jsonvalues.clean_text(str(note), 800)[:200])
+        )
+
+    def heartbeat(self) -> None:
+        if not self.recorder.renew(self.claim):
+            raise LeaseLost(self.claim.job_id, self.claim.fence)
+
+    def post(self, item: Item) -> None:
+        self.recorder.post(item)

@@ -1,0 +1,100 @@
+"""Tasks and workflows that the tests and their worker processes share."""
+
+from __future__ import annotations
+
+import os
+import time
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from django_jobs import Retry, TaskContext, WorkflowContext, task, workflow
+
+
+def note(path: str, *words: object) -> None:
+    """Append one line to a file outside of the database, whole even among processes."""
+    line = " ".join(map(str, words)) + "\n"
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    try:
+        os.write(handle, line.encode())
+    finally:
+        os.close(handle)
+
+
+@task
+def add(a: int, b: int) -> int:
+    return a + b
+
+
+@task
+def echo(value: Any = None) -> Any:
+    return value
+
+
+@task
+def price(amount: Decimal) -> Decimal:
+    return amount * 2
+
+
+@task
+async def slow_add(a: int, b: int) -> int:
+    return a + b
+
+
+@task
+def fail(text: str = "broken") -> None:
+    raise ValueError(text)
+
+
+@task(retries=Retry(max_attempts=3, delay=0, jitter=0))
+def flaky(marks: str, failures: int) -> str:
+    """Fail the first ``failures`` times."""
+    note(marks, "tried")
+    if len(Path(marks).read_text().splitlines()) <= failures:
+        raise RuntimeError("not yet")
+    return "done"
+
+
+@task(takes_context=True)
+def record_execution(context: TaskContext, marks: str) -> None:
+    """Leave job, pid and fence outside of the database."""
+    note(marks, context.job.pk, os.getpid(), context._driver.claim.fence)  # type: ignore[attr-defined]
+
+
+@task
+def hold(marks: str, release: str) -> str:
+    """Say that it runs, then wait for the file ``release``."""
+    note(marks, "started", os.getpid())
+    while not Path(release).exists():
+        time.sleep(0.01)
+    return "released"
+
+
+@task
+def mark(marks: str, word: str) -> str:
+    note(marks, word)
+    return word
+
+
+@workflow
+def three_steps(run: WorkflowContext, marks: str) -> dict[str, Any]:
+    first = run.task("first", mark, marks=marks, word="first")
+    second = run.inline("second", lambda: mark(marks, "second"))
+    third = run.task("third", mark, marks=marks, word="third")
+    run.progress(1, "all done")
+    run.log.info("ran %s", first)
+    return {"steps": [first, second, third]}
+
+
+@workflow(retries=3)
+def gate_before_last(run: WorkflowContext, marks: str, release: str) -> str:
+    run.task("first", mark, marks=marks, word="first")
+    run.task("second", mark, marks=marks, word="second")
+    run.task("wait", hold, marks=marks, release=release)
+    return run.task("last", mark, marks=marks, word="last")  # type: ignore[no-any-return]
+
+
+@workflow
+async def async_steps(run: WorkflowContext, n: int) -> int:
+    total = await run.task("sum", slow_add, a=n, b=1)
+    return await run.inline("double", lambda: total * 2)  # type: ignore[no-any-return]
