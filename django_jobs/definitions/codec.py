@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from enum import Enum
 from typing import Any
 
-import pydantic
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import (
     PydanticSerializationError,
@@ -33,12 +32,6 @@ _CONFIG: core_schema.CoreConfig = {
     "ser_json_inf_nan": "constants",
     "allow_inf_nan": False,
 }
-_VERSION = tuple(int(part) for part in pydantic.VERSION.split(".")[:2])
-#: So that a subclass keeps its own fields where its base is the hint.
-_WHOLE: dict[str, Any] = (
-    {"polymorphic_serialization": True} if _VERSION >= (2, 13) else {"serialize_as_any": True}
-)
-
 #: A validated value of these kinds is its own JSON.
 _JSON_KINDS = frozenset(
     {
@@ -114,8 +107,14 @@ class Codec:
 
     def encode(self, typed: Any) -> Any:
         """The JSON value of a validated value, unchecked; raises what pydantic raises."""
+        # Polymorphic, so that a subclass keeps its own fields where its base is the hint.
         return self._serializer.to_python(
-            typed, mode="json", by_alias=False, round_trip=True, warnings="none", **_WHOLE
+            typed,
+            mode="json",
+            by_alias=False,
+            round_trip=True,
+            warnings="none",
+            polymorphic_serialization=True,
         )
 
     def _place(self, typed: Any, path: str) -> str:

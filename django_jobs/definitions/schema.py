@@ -21,7 +21,7 @@ from pydantic.json_schema import PydanticJsonSchemaWarning
 from pydantic_core import to_jsonable_python
 from typing_extensions import TypedDict
 
-from django_jobs import jsonvalues
+from django_jobs import conf, jsonvalues
 from django_jobs.definitions.codec import Codec, Unfit, first
 from django_jobs.definitions.retry import UNSET
 from django_jobs.errors import ConfigurationError, InvalidInput, InvalidOutput, NotSerializable
@@ -306,14 +306,13 @@ class Schema:
     def _refuse(self, reason: str) -> None:
         raise InvalidInput(f"{self.what}: {reason}.")
 
-    def dump_input(
-        self, kwargs: Mapping[str, Any], *, limit: int = jsonvalues.DEFAULT_LIMIT
-    ) -> dict[str, Any]:
+    def dump_input(self, kwargs: Mapping[str, Any], *, limit: int | None = None) -> dict[str, Any]:
         """The JSON object to store for the fields ``kwargs``; defaults of the code are left out.
 
         InvalidInput names every field that does not fit, and what would not come back as it was.
-        ``limit`` is in bytes of JSON.
+        ``limit`` is in bytes of JSON, the setting ``MAX_INPUT`` unless given.
         """
+        limit = limit or conf.get().max_input
         self.resolve()
         keys = kwargs.keys()
         if not (keys >= self._needed and (keys <= self._known or self._open)):
@@ -376,8 +375,12 @@ class Schema:
 
     # --- output ------------------------------------------------------------------------------
 
-    def dump_output(self, value: Any, *, limit: int = jsonvalues.DEFAULT_LIMIT) -> Any:
-        """The JSON value to store for a returned ``value``; InvalidOutput names what is wrong."""
+    def dump_output(self, value: Any, *, limit: int | None = None) -> Any:
+        """The JSON value to store for a returned ``value``; InvalidOutput names what is wrong.
+
+        ``limit`` is in bytes of JSON, the setting ``MAX_OUTPUT`` unless given.
+        """
+        limit = limit or conf.get().max_output
         self.resolve()
         try:
             if self._output is None:

@@ -20,6 +20,7 @@ import pydantic
 import pytest
 from django.contrib.auth.models import User
 from django.db import models
+from django.test import override_settings
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, SecretStr, model_validator
@@ -509,6 +510,16 @@ def test_a_value_over_the_limit_is_refused_with_limit_and_size() -> None:
     assert schema.dump_input({"x": "a" * 2_000_000}, limit=3_000_000)
 
 
+def test_the_settings_give_the_limits() -> None:
+    with override_settings(DJANGO_JOBS={"MAX_INPUT": 2000, "MAX_OUTPUT": 3000}):
+        with pytest.raises(NotSerializable, match="2,000 bytes"):
+            taking(str).dump_input({"x": "a" * 2000})
+        with pytest.raises(InvalidOutput, match="3,000 bytes"):
+            returning(str).dump_output("a" * 3000)
+    with override_settings(DJANGO_JOBS={"MAX_INPUT": 3_000_000}):
+        assert taking(str).dump_input({"x": "a" * 2_000_000})
+
+
 def test_a_model_changed_by_its_own_validator_is_refused() -> None:
     class Growing(BaseModel):
         n: int
@@ -780,11 +791,13 @@ def test_a_hint_that_is_no_data_is_a_configuration_error(hint: Any, reason: str)
 def test_building_a_schema_resolves_nothing() -> None:
     code = """
 import sys
+from django.conf import settings
 from django_jobs.definitions.schema import Schema
 def function(a: "NotYet") -> "NotYet": ...
 schema = Schema(function)
 assert "django.db.models" not in sys.modules
 NotYet = int
+settings.configure()
 assert schema.dump_input({"a": "5"}) == {"a": 5}
 """
     subprocess.run([sys.executable, "-c", code], check=True)
