@@ -341,7 +341,9 @@ _FLEXIBLE = "|".join(
      "credential", "cookie", "iban")
 )  # fmt: skip
 _VALUE = r"""(\\?["'])(?:(?!\2)[^\\\n]|\\.)*?\2|[^\s"',;&)\]}]+"""
-_TOKENS = re.compile(r"whsec_[A-Za-z0-9+/=_-]+|\b(Bearer|Basic)\s{1,3}[A-Za-z0-9._~+/=-]{4,}", re.I)
+_TOKENS = re.compile(r"whsec_[A-Za-z0-9+/=_-]+|\b(Bearer)\s{1,3}[A-Za-z0-9._~+/=-]{6,}", re.I)
+#: Without one of these in it, a text needs no search for ``key=value``.
+_HINTS = ("pass", "secret", "token", "key", "authorization", "credential", "cookie", "card", "iban")
 _URL_PASSWORD = re.compile(r"(://[^\s/:@]{0,100}:)[^\s/@]{1,200}@")
 _HEADERS = re.compile(r"(?im)^(\s{0,8}(?:authorization|cookie|set-cookie):\s?)[^\n]+")
 
@@ -394,18 +396,23 @@ def _pairs(names: tuple[str, ...]) -> re.Pattern[str]:
 
 
 def _hide_tokens(text: str) -> str:
-    def hidden(match: re.Match[str]) -> str:
-        return f"{match[1]} {HIDDEN}" if match[1] else HIDDEN
-
-    return _URL_PASSWORD.sub(rf"\1{HIDDEN}@", _TOKENS.sub(hidden, text))
+    lowered = text.lower()
+    if "whsec_" in lowered or "bearer" in lowered:
+        text = _TOKENS.sub(lambda match: f"{match[1]} {HIDDEN}" if match[1] else HIDDEN, text)
+    if "://" in text and "@" in text:
+        text = _URL_PASSWORD.sub(rf"\1{HIDDEN}@", text)
+    return text
 
 
 def redact_text(text: str, names: Collection[str] = ()) -> str:
     """``text`` with tokens, and the values in ``password=…`` or ``"password": "…"``, hidden."""
+    text = _hide_tokens(text)
+    lowered = text.lower()
+    if not names and not any(hint in lowered for hint in _HINTS):
+        return text
 
     def hidden(match: re.Match[str]) -> str:
         quote = match[2] or ""
         return f"{match[1]}{quote}{HIDDEN}{quote}"
 
-    text = _HEADERS.sub(rf"\1{HIDDEN}", text)
-    return _pairs(tuple(names)).sub(hidden, _hide_tokens(text))
+    return _pairs(tuple(names)).sub(hidden, _HEADERS.sub(rf"\1{HIDDEN}", text))

@@ -476,9 +476,19 @@ def test_secrets_within_texts_are_hidden(text: str, gone: str, stays: str) -> No
     assert "********" in shown
 
 
+def test_the_search_for_secrets_is_never_skipped_by_mistake() -> None:
+    for word in jsonvalues.SECRET_WORDS:
+        assert "hunter2" not in jsonvalues.redact_text(f"my_{word}_1=hunter2 whsec_hunter2")
+
+
 def test_ordinary_texts_are_not_touched() -> None:
-    text = "KeyError: 'order' in /srv/app/tokens.py line 5, see https://x.example/a:b?page=2"
-    assert jsonvalues.redact_text(text) == text
+    for text in (
+        "KeyError: 'order' in /srv/app/tokens.py line 5, see https://x.example/a:b?page=2",
+        "a basic rule: the bearer of news pays",
+        "ValueError: boom",
+    ):
+        assert jsonvalues.redact_text(text) == text
+        assert jsonvalues.redact_text(text, ["ssn"]) == text
 
 
 @pytest.mark.parametrize(
