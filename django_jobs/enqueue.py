@@ -15,6 +15,7 @@ from django.db import DEFAULT_DB_ALIAS, connections, transaction
 
 from django_jobs import conf, ids, jsonvalues, signals
 from django_jobs.definitions import registry
+from django_jobs.definitions.limits import Concurrency
 from django_jobs.definitions.options import Options, check_name, seconds
 from django_jobs.definitions.task import Definition, check_priority
 from django_jobs.errors import DuplicateJob, InvalidInput
@@ -315,23 +316,75 @@ def _store(definition: Definition, prepared: list[Prepared]) -> list[Job]:
 def _write(definition: Definition, prepared: list[Prepared], alias: str) -> list[Job]:
     session = Session(alias, through_django=True)
     notify = conf.get().notify and prepared[0].row.runner == "db"
-    first = prepared[0].row
-    if len(prepared) == 1 and not (first.idempotency_key or first.key_hash):
-        times = rows.insert(session, first, notify=notify)
-        jobs = [_job(prepared[0], times, alias)]
-    else:
+    if any(one.row.idempotency_key or one.row.key_hash for one in prepared):
         with session.transaction():
-            existing = _reserve(session, definition, first)
-            if existing is not None:
-                return [existing]
-            if len(prepared) == 1:
-                times = rows.insert(session, first, notify=notify)
-            else:
-                times = rows.insert_many(session, [one.row for one in prepared], notify=notify)
-        jobs = [_job(one, times, alias) for one in prepared]
+            jobs = _write_bound(session, definition, prepared, notify)
+    else:
+        jobs = _insert(session, prepared, notify)
     if signals.job_enqueued.receivers:
         transaction.on_commit(lambda: _announce(jobs), using=alias)
+    if prepared[0].row.runner == "inline":
+        transaction.on_commit(lambda: _run_here(jobs, alias), using=alias)
     return jobs
+
+
+def _insert(session: Session, prepared: list[Prepared], notify: bool) -> list[Job]:
+    if len(prepared) == 1:
+        times = rows.insert(session, prepared[0].row, notify=notify)
+    else:
+        times = rows.insert_many(session, [one.row for one in prepared], notify=notify)
+    return [_job(one, times, session.alias) for one in prepared]
+
+
+def _write_bound(
+    session: Session, definition: Definition, prepared: list[Prepared], notify: bool
+) -> list[Job]:
+    """Insert calls that a key binds, serialized by that key until the caller's commit."""
+    if prepared[0].row.idempotency_key is not None:
+        existing = _reserve(session, definition, prepared[0].row)
+        if existing is not None:
+            return [existing]
+    concurrency = definition.concurrency
+    if concurrency is None or not (concurrency.supersedes or concurrency.on_conflict != "wait"):
+        return _insert(session, prepared, notify)
+    for key_hash in sorted({one.row.key_hash for one in prepared if one.row.key_hash}):
+        keys.lock(session, key_hash)
+    jobs = []
+    for one in prepared:
+        dropped = _conflict(session, concurrency, one.row)
+        [job] = _insert(session, [one], notify)
+        if dropped is not None:
+            keys.drop(session, job.pk, dropped)
+            job.refresh_from_db()
+        elif concurrency.supersedes and one.row.key_hash:
+            keys.supersede(session, one.row.key_hash, job.pk)
+        jobs.append(job)
+    return jobs
+
+
+def _conflict(session: Session, concurrency: Concurrency, row: NewJob) -> UUID | None:
+    """The holder because of whom this call is dropped; DuplicateJob where it is to be raised."""
+    if concurrency.on_conflict == "wait" or row.key_hash is None:
+        return None
+    holders = keys.live(session, row.key_hash, concurrency.limit)
+    if len(holders) < concurrency.limit:
+        return None
+    if concurrency.on_conflict == "drop":
+        return holders[0]
+    holder = Job.objects.using(session.alias).filter(pk=holders[0]).first()
+    raise DuplicateJob(
+        f"The concurrency key {row.concurrency_key!r} of {row.slug!r} is taken by job {holders[0]}.",
+        holder,
+    )
+
+
+def _run_here(jobs: list[Job], alias: str) -> None:
+    """The inline runner: the jobs run in this process, right after their commit."""
+    from django_jobs.worker.local import run_job
+
+    for job in jobs:
+        run_job(job.pk, database=alias)
+        job.refresh_from_db()
 
 
 def _reserve(session: Session, definition: Definition, row: NewJob) -> Job | None:

@@ -1,9 +1,12 @@
-"""Idempotency keys: one live job a key."""
+"""Keys that bind an enqueue: one live job an idempotency key; dropping and superseding."""
 
 from __future__ import annotations
 
 from uuid import UUID
 
+from django_jobs import ids, jsonvalues
+from django_jobs.lifecycle import Status
+from django_jobs.store import history
 from django_jobs.store.session import Session
 
 #: Seconds for which a key holds after its job was made; longer while the job lives.
@@ -31,3 +34,62 @@ def reserve(session: Session, key_hash: str, job_id: UUID) -> UUID | None:
     )
     # Invisible under REPEATABLE READ: the caller is told that somebody has it, not who.
     return session.dialect.uuid(row[0]) if row else UUID(int=0)
+
+
+def lock(session: Session, key_hash: str) -> None:
+    """Serialize the enqueues of one concurrency key until the end of the transaction."""
+    session.dialect.lock_name(session, ids.lane("enqueue", key_hash))
+
+
+def live(session: Session, key_hash: str, limit: int) -> list[UUID]:
+    """The first ``limit`` pending or running jobs of a key, oldest first."""
+    rows = session.rows(
+        "SELECT id FROM {job} WHERE key_hash = %(hash)s AND finished_at IS NULL "
+        "AND status IN ('pending', 'running') ORDER BY id LIMIT %(limit)s",
+        hash=key_hash,
+        limit=limit,
+    )
+    return [session.dialect.uuid(row[0]) for row in rows]  # type: ignore[misc]
+
+
+def supersede(session: Session, key_hash: str, successor: UUID) -> int:
+    """Cancel the older jobs of a key that never started; return how many."""
+    rows = session.rows(
+        "SELECT id FROM {job} WHERE key_hash = %(hash)s AND finished_at IS NULL AND started_at IS NULL "
+        "AND status IN ('pending', 'paused') AND id <> %(successor)s ORDER BY id {lock_rows}",
+        hash=key_hash,
+        successor=successor,
+    )
+    return sum(
+        _cancel(
+            session,
+            session.dialect.uuid(row[0]),
+            "superseded",
+            f"Superseded by job {successor}.",
+            successor,
+        )
+        for row in rows
+    )
+
+
+def drop(session: Session, job_id: UUID, holder: UUID) -> None:
+    """End a job just inserted: its key is taken by ``holder``."""
+    _cancel(session, job_id, "canceled", f"Dropped: its concurrency key is taken by job {holder}.")
+
+
+def _cancel(
+    session: Session, job_id: UUID | None, code: str, message: str, successor: UUID | None = None
+) -> int:
+    assert job_id is not None
+    error = {
+        "type": "django_jobs.errors.CancelJob",
+        "message": message,
+        "traceback": "",
+        "code": code,
+    }
+    return history.move(
+        session, job_id, event=code, frm=[Status.PENDING, Status.PAUSED], to=Status.CANCELED,
+        where=" AND started_at IS NULL", detail={"error": {"message": message, "code": code}},
+        sets="error = {json(error)}, finished_at = {now}, superseded_by = %(successor)s, fence = fence + 1",
+        error=jsonvalues.dumps(error, what="error"), successor=successor,
+    )  # fmt: skip

@@ -109,6 +109,14 @@ class Session:
             self._roll_back()
             raise
 
+    def limit_transaction(self, seconds: float) -> None:
+        """Let the database end the open transaction when it lasts or idles longer than ``seconds``.
+
+        A frozen process that holds a job's row lock would block its own recovery for ever.
+        """
+        for sql in self.dialect.transaction_limits(seconds):
+            self._plain(sql)
+
     def _plain(self, sql: str) -> None:
         self._cursor().execute(sql)
 

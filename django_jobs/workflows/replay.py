@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+import inspect
 import threading
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any
 
-from django_jobs import clock, conf, ids, jsonvalues
+from django.db import transaction
+
+from django_jobs import clock, conf, failpoints, ids, jsonvalues
 from django_jobs.definitions.context import StepCall, TaskContext
 from django_jobs.definitions.options import check_step_id, seconds
 from django_jobs.definitions.retry import Retry
@@ -31,6 +34,8 @@ from django_jobs.lifecycle import StepKind, StepStatus
 from django_jobs.outcomes import HandedBack, Later, Lost, Parked, TryAgain
 from django_jobs.store.claims import Claim, StepRecord
 from django_jobs.store.record import NoteWrite, StepWrite
+from django_jobs.store.record import record as write_all
+from django_jobs.store.session import Session
 from django_jobs.workflows import retrying
 from django_jobs.workflows.attempt import Attempt, Recorder
 from django_jobs.workflows.io import IO, LoopIO, ThreadIO, drive, on_loop
@@ -54,6 +59,7 @@ class Scope:
     budget: retrying.Budget
     failures: int
     parent: Scope | None = None
+    transactional: bool = False
 
     @property
     def name(self) -> str:
@@ -80,6 +86,7 @@ class Planned:
     retry: Retry | None
     timeout: float | None
     input: dict[str, Any]
+    transactional: bool = False
 
     @property
     def name(self) -> str:
@@ -173,6 +180,11 @@ class Replay(Attempt):
         step_id = check_step_id(call.step_id)
         definition, kind, slug = self._target(call)
         scope = _scope.get()
+        if scope is not None and scope.transactional:
+            raise ConfigurationError(
+                f"Step {step_id!r} is called inside the transactional step {scope.path!r}. A transactional "
+                "step has no steps of its own: its writes and its record commit together."
+            )
         path = f"{scope.path}/{step_id}" if scope else step_id
         own = _own_retry(call, definition)
         timeout = seconds(call.timeout, "timeout") if call.timeout is not None else None
@@ -182,7 +194,7 @@ class Replay(Attempt):
         return Planned(
             call=call, definition=definition, kind=kind, slug=slug, path=path, key=ids.digest(slug, path),
             scope=scope, budget=retrying.Budget(own, self._run_retry), retry=own, timeout=timeout or None,
-            input=_step_input(call, definition),
+            input=_step_input(call, definition), transactional=_is_transactional(call, definition),
         )  # fmt: skip
 
     def _target(self, call: StepCall) -> tuple[Definition | None, StepKind, str]:
@@ -246,11 +258,7 @@ class Replay(Attempt):
         if record is not None:
             if record.status == StepStatus.COMPLETED and self._restores(step, record):
                 return self._load(step, record.output)
-            if (
-                record.status == StepStatus.FAILED
-                and record.error is not None
-                and self._spent(step, record)
-            ):
+            if record.status == StepStatus.FAILED and record.error is not None:
                 raise _stored_failure(step.name, record)
         self._check_alive()
         await self._mark_start(step, record)
@@ -261,10 +269,6 @@ class Replay(Attempt):
         if callable(restore):
             return bool(restore(step.input, _as_status(record)))
         return bool(restore)
-
-    def _spent(self, step: Planned, record: StepRecord) -> bool:
-        """Whether no try of a failed step is left, by the record alone."""
-        return True
 
     def _check_alive(self) -> None:
         """Start nothing under a fence that is known, or may be presumed, to be stale."""
@@ -290,17 +294,21 @@ class Replay(Attempt):
     async def _execute(self, step: Planned, record: StepRecord | None) -> Any:
         tried = record.total_tried if record else 0
         failures = record.failures if record else 0
-        scope = Scope(step.path, step.key, step.slug, step.budget, failures, step.scope)
+        scope = Scope(
+            step.path, step.key, step.slug, step.budget, failures, step.scope, step.transactional
+        )
         token = _scope.set(scope)
         started = clock.monotonic()
         try:
-            value = await self._io.call(self._call_of(step, tried + 1), step.timeout)
-            if step.timeout is not None and clock.monotonic() - started > step.timeout:
-                raise TimeoutError
-            output = jsonvalues.dumps(
-                value if step.definition is None else step.definition.schema.dump_output(value),
-                what="output", limit=conf.get().max_output,
-            )  # fmt: skip
+            if step.transactional:
+                done = await self._io.call(
+                    functools.partial(self._in_transaction, step, tried + 1, failures), None
+                )
+            else:
+                value = await self._io.call(self._call_of(step, tried + 1), step.timeout)
+                if step.timeout is not None and clock.monotonic() - started > step.timeout:
+                    raise TimeoutError
+                done = self._done(step, tried + 1, failures, self._dump(step, value))
         except PassEnds:
             raise
         except RetryLater as later:
@@ -319,7 +327,7 @@ class Replay(Attempt):
             return await self._fail(step, tried + 1, failures + 1, error, code)
         finally:
             _scope.reset(token)
-        return await self._complete(step, tried + 1, failures, output)
+        return await self._complete(step, done)
 
     def _call_of(self, step: Planned, number: int) -> Any:
         definition, call = step.definition, step.call
@@ -333,23 +341,49 @@ class Replay(Attempt):
             args = (context, *args)
         return functools.partial(definition.func, *args, **kwargs)
 
-    async def _complete(self, step: Planned, tried: int, failures: int, output: str) -> Any:
+    def _in_transaction(self, step: Planned, tried: int, failures: int) -> StepWrite:
+        """Run a transactional step: its writes and its record commit together, or not at all."""
+        session = Session(self.recorder.alias)
+        started = clock.monotonic()
+        with transaction.atomic(using=session.alias):
+            session.limit_transaction(conf.get().lease * 0.8)
+            output = self._dump(step, self._call_of(step, tried)())
+            if step.timeout is not None and clock.monotonic() - started > step.timeout:
+                raise TimeoutError
+            done = self._done(step, tried, failures, output)
+            failpoints.reach("transactional.before_record")
+            # The fence is checked last, right before the commit, under the lock of the job's row.
+            if write_all(session, [done]) != ["written"]:
+                raise PassEnds(Lost({"step": step.name}))
+        return done
+
+    def _dump(self, step: Planned, value: Any) -> str:
+        if step.definition is not None:
+            value = step.definition.schema.dump_output(value)
+        return jsonvalues.dumps(value, what="output", limit=conf.get().max_output)
+
+    def _done(self, step: Planned, tried: int, failures: int, output: str) -> StepWrite:
         with self._lock:
             self._done_no += 1
             number = self._done_no
         done = self._write_of(step, None, StepStatus.COMPLETED)
         done.output, done.total_tried, done.failures, done.done_no = output, tried, failures, number
         done.again = step.retry is not None and step.retry.restore is not True
+        return done
+
+    async def _complete(self, step: Planned, done: StepWrite) -> Any:
         callback = step.definition.on_success if step.definition else None
-        if callback is None:
+        if step.transactional:
+            pass  # recorded already
+        elif callback is None:
             # Committed with the next step's start, the outcome, or after a moment: one commit a step.
             self.recorder.post(done)
         elif await self._io.write(done) == "lost":
             raise PassEnds(Lost({"step": step.name}))
         self._remember(done)
-        result = self._load(step, output)
+        result = self._load(step, done.output)
         if callback is not None:
-            await self._call_back(step, callback, tried, result)
+            await self._call_back(step, callback, done.total_tried, result)
         return result
 
     async def _fail(
@@ -482,6 +516,19 @@ def _step_input(call: StepCall, definition: Definition | None) -> dict[str, Any]
             )
         kwargs.update(inner)
     return definition.schema.dump_input(definition.schema.bind(call.args, kwargs))
+
+
+def _is_transactional(call: StepCall, definition: Definition | None) -> bool:
+    chosen = call.transactional
+    if chosen is None:
+        chosen = definition is not None and definition.transactional
+    function = call.target if definition is None else definition.func
+    if chosen and inspect.iscoroutinefunction(function):
+        raise ConfigurationError(
+            f"The step {call.step_id!r} is transactional and async. A transaction of Django belongs to one "
+            "thread: make the function a plain def."
+        )
+    return bool(chosen)
 
 
 def _group(kind: StepKind) -> str:

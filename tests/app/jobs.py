@@ -98,3 +98,26 @@ def gate_before_last(run: WorkflowContext, marks: str, release: str) -> str:
 async def async_steps(run: WorkflowContext, n: int) -> int:
     total = await run.task("sum", slow_add, a=n, b=1)
     return await run.inline("double", lambda: total * 2)  # type: ignore[no-any-return]
+
+
+@task(takes_context=True)
+def parent_task(context: TaskContext, marks: str) -> list[str]:
+    """A task with steps of its own, also as a job by itself."""
+    first = context.task("one", mark, marks=marks, word="one")
+    second = context.inline("two", lambda: mark(marks, "two"))
+    return [first, second]
+
+
+@workflow
+def nested(run: WorkflowContext, marks: str) -> list[list[str]]:
+    left = run.task("left", parent_task, marks=marks)
+    right = run.task("right", parent_task, marks=marks)
+    return [left, right]
+
+
+@workflow
+def gathered(run: WorkflowContext, marks: str) -> list[Any]:
+    both = run.gather(
+        run.call("a", mark, marks=marks, word="a"), run.call("b", mark, marks=marks, word="b")
+    )
+    return [both, run.map("page", add, [{"a": n, "b": 1} for n in range(3)]), run.map("e", echo, [5, 6])]

@@ -116,6 +116,13 @@ class Dialect:
         """The statement that opens an engine transaction whose statements may take so many seconds."""
         return "BEGIN"
 
+    def transaction_limits(self, seconds: float) -> list[str]:
+        """Statements that bound the open transaction; they end with it."""
+        return []
+
+    def lock_name(self, session: Any, number: int) -> None:
+        """Let one transaction at a time pass for ``number``, until its end."""
+
     def insert_many(self, session: Any, sql: str, items: list[dict[str, Any]]) -> None:
         """Insert many rows of one shape."""
         session.many(sql, items)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from django_jobs.store.dialects.base import Dialect
 
 #: SQLSTATE of deadlock, serialization failure, lock not available.
@@ -30,6 +32,15 @@ class PostgreSQL(Dialect):
     def begin(self, time_limit: float) -> str:
         # One round trip: without parameters psycopg sends both statements together.
         return f"BEGIN; SET LOCAL statement_timeout = {int(time_limit * 1000)}"
+
+    def transaction_limits(self, seconds: float) -> list[str]:
+        limit = max(int(seconds * 1000), 1)
+        names = ("lock_timeout", "statement_timeout", "idle_in_transaction_session_timeout")
+        return [f"SET LOCAL {name} = {limit}" for name in names]
+
+    def lock_name(self, session: Any, number: int) -> None:
+        # Bound to the transaction, so it also holds behind a pooler.
+        session.run("SELECT pg_advisory_xact_lock(%(number)s)", number=number)
 
     def is_transient(self, error: BaseException) -> bool:
         return _state(error) in TRANSIENT

@@ -30,5 +30,9 @@ class SQLite(Dialect):
         # A read that becomes a write fails at once with BUSY_SNAPSHOT, whatever the busy timeout.
         return "BEGIN IMMEDIATE"
 
+    def lock_name(self, session: Any, number: int) -> None:
+        # Any write takes the one write lock; what is read afterwards stays true until the commit.
+        session.run("UPDATE {queue} SET paused = paused WHERE id < 0")
+
     def is_transient(self, error: BaseException) -> bool:
         return "locked" in str(error) or "busy" in str(error)

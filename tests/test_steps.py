@@ -1,0 +1,131 @@
+"""Steps inside steps, several at once, and those that commit with their writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from django_jobs import WorkflowContext, run_jobs, task, workflow
+from django_jobs.definitions import registry
+from django_jobs.models import Job, Queue
+from tests.app import jobs
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture(autouse=True)
+def own_registry():
+    saved = registry.snapshot()
+    yield
+    registry.restore(saved)
+
+
+@pytest.mark.parametrize("sequential", [True, False])
+def test_tasks_inside_tasks_are_recorded_under_their_parent(
+    tmp_path: Path, sequential: bool
+) -> None:
+    job = jobs.nested.enqueue(marks=str(tmp_path / "marks"))
+    run_jobs(sequential=sequential)
+    job.refresh_from_db()
+    assert job.error is None
+    assert job.output == [["one", "two"], ["one", "two"]]
+    assert set(job.task_status["mark"]) == {"left/one", "right/one"}
+    assert set(job.task_status["inline"]) == {"left/two", "right/two"}
+    assert set(job.task_status["parent_task"]) == {"left", "right"}
+
+
+@pytest.mark.parametrize("sequential", [True, False])
+def test_a_job_of_a_single_task_may_use_steps(tmp_path: Path, sequential: bool) -> None:
+    job = jobs.parent_task.enqueue(marks=str(tmp_path / "marks"))
+    run_jobs(sequential=sequential)
+    assert job.result() == ["one", "two"]
+    assert set(job.task_status["mark"]) == {"one"}
+
+
+@pytest.mark.parametrize("sequential", [True, False])
+def test_gather_and_map_keep_the_order_of_their_input(tmp_path: Path, sequential: bool) -> None:
+    job = jobs.gathered.enqueue(marks=str(tmp_path / "marks"))
+    run_jobs(sequential=sequential)
+    assert job.result() == [["a", "b"], [1, 2, 3], [5, 6]]
+    assert set(job.task_status["add"]) == {"page:0", "page:1", "page:2"}
+
+
+@pytest.mark.parametrize("sequential", [True, False])
+def test_the_writes_of_a_transactional_step_commit_with_its_record(sequential: bool) -> None:
+    @task("test.writes", transactional=True, retries=1)
+    def writes(name: str, broken: bool) -> str:
+        Queue.objects.create(name=name)
+        if broken:
+            raise ValueError("after the write")
+        return name
+
+    @workflow("test.transactional")
+    def flow(run: WorkflowContext) -> None:
+        run.task("good", writes, name="written", broken=False)
+        run.task("bad", writes, name="rolled back", broken=True)
+
+    job = flow.enqueue()
+    run_jobs(sequential=sequential)
+    assert Queue.objects.filter(name="written").exists()
+    assert not Queue.objects.filter(name="rolled back").exists()
+    job.refresh_from_db()
+    assert job.status == "sleeping"
+    assert job.task_status["test.writes"]["good"]["complete"] is True
+    assert job.task_status["test.writes"]["bad"]["total_tried"] == 1
+
+
+def test_a_newer_call_supersedes_the_one_that_waits() -> None:
+    from django_jobs import Concurrency
+
+    @task("test.index", concurrency=Concurrency(key="index", supersedes=True))
+    def index(n: int) -> int:
+        return n
+
+    first, second = index.enqueue(n=1), index.enqueue(n=2)
+    first.refresh_from_db()
+    assert (first.status, first.error["code"], first.superseded_by) == (
+        "canceled",
+        "superseded",
+        second.pk,
+    )
+    assert str(second.pk) in first.error["message"]
+    assert run_jobs().completed == 1
+
+
+def test_a_full_key_drops_or_raises_as_told() -> None:
+    from django_jobs import Concurrency, DuplicateJob
+
+    @task("test.drop", concurrency=Concurrency(key="drop", on_conflict="drop"))
+    def drop() -> None: ...
+
+    @task("test.raise", concurrency=Concurrency(key="raise", on_conflict="raise"))
+    def refuse() -> None: ...
+
+    holder = drop.enqueue()
+    dropped = drop.enqueue()
+    assert (dropped.status, dropped.error["code"]) == ("canceled", "canceled")
+    assert str(holder.pk) in dropped.error["message"]
+    kept = refuse.enqueue()
+    with pytest.raises(DuplicateJob) as caught:
+        refuse.enqueue()
+    assert caught.value.job == kept
+    assert Job.objects.filter(slug="test.raise").count() == 1
+
+
+def test_jobs_of_one_key_run_one_after_the_other() -> None:
+    @task("test.single", concurrency="key")
+    def single(n: int) -> int:
+        return n
+
+    for n in range(3):
+        single.enqueue(n=n)
+    for left in (2, 1, 0):
+        report = run_jobs()
+        assert (report.completed, report.blocked) == (1, left)
+
+
+def test_the_inline_runner_runs_at_enqueue() -> None:
+    job = jobs.add.using(runner="inline").enqueue(a=1, b=1)
+    assert job.status == "completed"
+    assert job.output == 2
