@@ -21,7 +21,7 @@ from django_jobs.definitions import registry
 from django_jobs.models import Worker
 from django_jobs.outcomes import HandedBack, Lost, Outcome
 from django_jobs.store import claims as claiming
-from django_jobs.store import leases, workers
+from django_jobs.store import catalogue, leases, workers
 from django_jobs.store.claims import Claim, Lane
 from django_jobs.store.record import Finish
 from django_jobs.store.session import Session
@@ -152,6 +152,7 @@ class Child:
                 codes=[[slug, version] for slug, version in sorted(registry.codes(), key=str)],
             )
         )  # fmt: skip
+        session.committed(catalogue.sync)
         self._announce(signals.worker_started)
 
     def _sign_off(self, session: Session) -> None:

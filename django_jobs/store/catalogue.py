@@ -1,0 +1,127 @@
+"""The rows of tasks and queues, kept in step with the code and the settings."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from django_jobs import conf, jsonvalues
+from django_jobs.definitions import registry
+from django_jobs.definitions.task import Definition
+from django_jobs.errors import JobsError
+from django_jobs.store.session import Session
+
+#: Seconds after which "last seen" is written anew: a fleet that starts at once writes it once.
+SEEN_AGAIN = 60.0
+TASK_COLUMNS = "kind label description queue_name versions input_schema output_schema".split()
+QUEUE_COLUMNS = "job_limit priority fair_by".split()
+
+
+def sync(session: Session | str | None = None) -> None:
+    """Write a row for every registered task and for every queue of the settings.
+
+    Never touched are ``paused``, and queues that were edited in the admin. Only differences are
+    written, in order of name, so that many workers may do this at the same time.
+    """
+    if not isinstance(session, Session):
+        session = Session(session)
+        session.committed(sync)
+        return
+    _sync_tasks(session)
+    _sync_queues(session)
+
+
+def _sync_tasks(session: Session) -> None:
+    wanted = {
+        slug: _task_row(slug, versions)
+        for slug, versions in sorted(registry.snapshot().items())
+        if versions
+    }
+    shown = ", ".join(f"{{text({name})}}" if name in _TASK_JSON else name for name in TASK_COLUMNS)
+    stored = {row[0]: row[1:] for row in session.rows(f"SELECT slug, {shown} FROM {{task}}")}
+    marks = ", ".join(f"{{json({n})}}" if n in _TASK_JSON else f"%({n})s" for n in TASK_COLUMNS)
+    session.many(
+        f"{{insert_ignore}} {{task}} (slug, {', '.join(TASK_COLUMNS)}, first_seen, last_seen) "
+        f"VALUES (%(slug)s, {marks}, {{now}}, {{now}}) {{ignore_conflict}}",
+        [row for slug, row in wanted.items() if slug not in stored],
+    )
+    changes = ", ".join(
+        f"{n} = {{json({n})}}" if n in _TASK_JSON else f"{n} = %({n})s" for n in TASK_COLUMNS
+    )
+    session.many(
+        f"UPDATE {{task}} SET {changes}, last_seen = {{now}} WHERE slug = %(slug)s",
+        [row for slug, row in wanted.items() if slug in stored and _differs(row, stored[slug])],
+    )
+    session.many(
+        "UPDATE {task} SET last_seen = {now} WHERE slug = %(slug)s "
+        "AND (last_seen IS NULL OR last_seen < {after(ago)})",
+        [{"slug": slug, "ago": -SEEN_AGAIN} for slug in wanted if slug in stored],
+    )
+
+
+_TASK_JSON = frozenset({"versions", "input_schema", "output_schema"})
+
+
+def _task_row(slug: str, versions: dict[str | None, Definition]) -> dict[str, Any]:
+    latest = next(reversed(versions.values()))
+    return {
+        "slug": slug,
+        "kind": str(latest.kind),
+        "label": jsonvalues.clean_text(latest.label)[:200],
+        "description": jsonvalues.clean_text(inspect.getdoc(latest.func) or ""),
+        "queue_name": latest.queue_name,
+        "versions": jsonvalues.dumps(list(versions), what="versions"),
+        "input_schema": _described(latest.schema.input_json_schema),
+        "output_schema": _described(latest.schema.output_json_schema),
+    }
+
+
+def _described(schema: Callable[[], Any]) -> str | None:
+    """A JSON Schema as text; None where there is none, or none that can be stored."""
+    try:
+        made = schema()
+        return None if made is None else jsonvalues.dumps(made, what="schema")
+    except JobsError:
+        # A catalogue without this schema is better than a worker that does not start.
+        return None
+
+
+def _differs(row: dict[str, Any], stored: tuple[Any, ...]) -> bool:
+    for name, value in zip(TASK_COLUMNS, stored, strict=True):
+        mine = row[name]
+        if name in _TASK_JSON:
+            mine, value = jsonvalues.loads(mine), jsonvalues.loads(value)
+        if mine != value:
+            return True
+    return False
+
+
+def _sync_queues(session: Session) -> None:
+    rows = session.rows(f"SELECT name, edited, {', '.join(QUEUE_COLUMNS)} FROM {{queue}}")
+    stored = {row[0]: (bool(row[1]), tuple(row[2:])) for row in rows}
+    set_up = {
+        name: (queue.limit, queue.priority, queue.fair_by)
+        for name, queue in sorted(conf.get().queues.items())
+    }
+    plain = (None, 0, None)
+    session.many(
+        f"{{insert_ignore}} {{queue}} (name, {', '.join(QUEUE_COLUMNS)}) "
+        f"VALUES (%(name)s, {', '.join(f'%({name})s' for name in QUEUE_COLUMNS)}) "
+        "{ignore_conflict}",
+        [_queue_row(name, values) for name, values in set_up.items() if name not in stored],
+    )
+    changed = {
+        name: set_up.get(name, plain)
+        for name, (edited, values) in sorted(stored.items())
+        if not edited and values != set_up.get(name, plain)
+    }
+    session.many(
+        f"UPDATE {{queue}} SET {', '.join(f'{name} = %({name})s' for name in QUEUE_COLUMNS)} "
+        "WHERE name = %(name)s AND NOT edited",
+        [_queue_row(name, values) for name, values in changed.items()],
+    )
+
+
+def _queue_row(name: str, values: tuple[Any, ...]) -> dict[str, Any]:
+    return {"name": name, **dict(zip(QUEUE_COLUMNS, values, strict=True))}
