@@ -2,7 +2,8 @@
 
 ``TEST_DATABASE`` (sqlite, postgresql or mariadb; sqlite when unset) picks the database of this
 process. The first process that loads these settings makes the database and leaves its address in
-``TEST_DB``, so that xdist's workers and worker subprocesses find the same one.
+``TEST_DB``, so that xdist's workers and worker subprocesses find the same one. ``TEST_JOBS`` holds
+``DJANGO_JOBS`` as JSON, for worker subprocesses with short leases.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ ROOT_URLCONF = "tests.urls"
 STATIC_URL = "static/"
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+DJANGO_JOBS: dict[str, Any] = json.loads(os.environ.get("TEST_JOBS") or "{}")
 
 INSTALLED_APPS = [
     "django.contrib.admin",

@@ -58,7 +58,8 @@ def flaky(marks: str, failures: int) -> str:
 @task(takes_context=True)
 def record_execution(context: TaskContext, marks: str) -> None:
     """Leave job, pid and fence outside of the database."""
-    note(marks, context.job.pk, os.getpid(), context._driver.claim.fence)  # type: ignore[attr-defined]
+    claim = context._driver.claim  # type: ignore[attr-defined]
+    note(marks, claim.job_id, os.getpid(), claim.fence)
 
 
 @task

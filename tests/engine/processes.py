@@ -1,0 +1,134 @@
+"""Real ``manage.py runjobs`` processes on this process's test database, and how to wait for them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from django.db import DatabaseError, connection, transaction
+
+from django_jobs.models import Job
+from tests.support import ROOT, subprocess_env, vendor
+
+T = TypeVar("T")
+#: Seconds after which a wait has failed, on a machine that is busy with other things.
+PATIENCE = 30.0
+#: Leases that end soon, and workers that look often. Seconds.
+QUICK = {
+    "LEASE": 2.0,
+    "HEARTBEAT": 0.4,
+    "SWEEP_INTERVAL": 0.3,
+    "POLL_MIN": 0.05,
+    "POLL_MAX": 0.2,
+    "GRACE": 20.0,
+}
+
+
+def eventually(condition: Callable[[], T], what: str, seconds: float = PATIENCE) -> T:
+    """The first true value of ``condition``; AssertionError saying ``what`` when none comes."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value:
+            return value
+        assert time.monotonic() < deadline, f"waited {seconds:g} s in vain until {what}"
+        time.sleep(0.02)
+
+
+def lines(path: Path) -> list[str]:
+    """What handlers have noted outside of the database so far."""
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def freeze(pid: int) -> None:
+    """Stop a process in its tracks, but not within a transaction of its own.
+
+    One that is frozen there keeps everybody out of SQLite; that is not what these tests are about.
+    """
+
+    def stopped() -> bool:
+        os.kill(pid, signal.SIGSTOP)
+        if _can_write():
+            return True
+        os.kill(pid, signal.SIGCONT)
+        return False
+
+    eventually(stopped, f"process {pid} holds no lock")
+
+
+def _can_write() -> bool:
+    if vendor() == "sqlite":
+        database = sqlite3.connect(connection.settings_dict["NAME"], timeout=0.3)
+        try:
+            database.execute("BEGIN IMMEDIATE")
+            database.rollback()
+        except sqlite3.OperationalError:
+            return False
+        finally:
+            database.close()
+        return True
+    try:
+        with transaction.atomic():
+            list(Job.objects.select_for_update(nowait=True))
+    except DatabaseError:
+        return False
+    return True
+
+
+class RunJobs:
+    """One ``manage.py runjobs``; its supervisor and its children form a process group."""
+
+    def __init__(self, log: Path, *arguments: object, **settings: Any) -> None:
+        self.log = log
+        with log.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, str(ROOT / "manage.py"), "runjobs", *map(str, arguments)],
+                cwd=ROOT,
+                env=subprocess_env(TEST_JOBS=json.dumps({**QUICK, **settings})),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        """Of the supervisor."""
+        return self.process.pid
+
+    def terminate(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+
+    def kill_all(self) -> None:
+        """kill -9 of the whole tree at once."""
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self.process.wait()
+
+    def wait(self, seconds: float = PATIENCE) -> int:
+        """The exit code; AssertionError with the log when it goes on for longer."""
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"runjobs did not end.\n{self.output()}") from None
+
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
