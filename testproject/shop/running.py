@@ -57,10 +57,19 @@ def in_flight() -> dict[UUID, int]:
     return dict(jobs.values_list("pk", "fence"))
 
 
-def not_taken_up(jobs: dict[UUID, int]) -> int:
-    """How many of ``jobs`` still stand as they were: not finished, and claimed by nobody since."""
+def not_resumed(jobs: dict[UUID, int]) -> dict[UUID, int]:
+    """Those of ``jobs`` that still wait for somebody to go on where the dead left off.
+
+    Either nobody has noticed (running under the old fence), or they were handed back and wait to
+    be claimed. One that its living owner put off to a later retry is not among them.
+    """
     rows = Job.objects.filter(pk__in=jobs).values_list("pk", "fence", "status")
-    return sum(fence == jobs[pk] and status not in FINAL for pk, fence, status in rows)
+    return {
+        pk: jobs[pk]
+        for pk, fence, status in rows
+        if (status == Status.RUNNING and fence == jobs[pk])
+        or (status == Status.PENDING and fence > jobs[pk])
+    }
 
 
 @dataclass
@@ -81,8 +90,10 @@ class Watched:
         passed = round(time.monotonic() - self.moment, 2)
         if self.kill.progress is None and finished_now > self.finished:
             self.kill = dataclasses.replace(self.kill, progress=passed)
-        if self.kill.resumed is None and not not_taken_up(self.jobs):
-            self.kill = dataclasses.replace(self.kill, resumed=passed)
+        if self.kill.resumed is None:
+            self.jobs = not_resumed(self.jobs)
+            if not self.jobs:
+                self.kill = dataclasses.replace(self.kill, resumed=passed)
 
 
 @dataclass

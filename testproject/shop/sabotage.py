@@ -14,7 +14,9 @@ from django_jobs import Retry
 from testproject.shop import environment
 
 SKIP_REPLAY = "skip-replay"
-MODES = (SKIP_REPLAY,)
+MODES = {
+    SKIP_REPLAY: "completed steps run again on every pass, and each charge has a key of its own"
+}
 
 
 def step_options() -> dict[str, Any]:

@@ -135,6 +135,8 @@ class Command(BaseCommand):
 
     def _prepare(self) -> None:
         self._say(f"Database: {_database_name()}")
+        if self.options["sabotage"]:
+            self._say(f"Sabotage: {sabotage.MODES[self.options['sabotage']]}.")
         call_command("migrate", verbosity=0)
         self.data.mkdir(parents=True, exist_ok=True)
         path = self.data / "state.json"
