@@ -27,6 +27,8 @@ from django_jobs.store.session import Session, engine_alias
 
 #: Tenant columns of Job.
 TENANT_COLUMNS = 3
+#: Called with (jobs, alias) once an enqueue has written them; django_jobs.testing.inline_jobs() runs them so.
+listeners: list[Callable[[list[Job], str], None]] = []
 
 
 def enqueue(task: str | Definition, /, *, version: str | None = None, **input: Any) -> Job:
@@ -325,6 +327,8 @@ def _write(definition: Definition, prepared: list[Prepared], alias: str) -> list
         transaction.on_commit(lambda: _announce(jobs), using=alias)
     if prepared[0].row.runner == "inline":
         transaction.on_commit(lambda: _run_here(jobs, alias), using=alias)
+    for listener in list(listeners):
+        listener(jobs, alias)
     return jobs
 
 
