@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from decimal import Decimal
 from pathlib import Path
@@ -93,6 +94,31 @@ def gate_before_last(run: WorkflowContext, marks: str, release: str) -> str:
     run.task("second", mark, marks=marks, word="second")
     run.task("wait", hold, marks=marks, release=release)
     return run.task("last", mark, marks=marks, word="last")  # type: ignore[no-any-return]
+
+
+@workflow
+def deadly(run: WorkflowContext, marks: str, times: int) -> str:
+    """Kill the worker process in the second step, the first ``times`` times."""
+    run.task("before", mark, marks=marks, word="before")
+
+    def die() -> None:
+        if Path(marks).read_text().count("dying") < times:
+            note(marks, "dying")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    run.inline("die", die)
+    return "survived"
+
+
+@workflow
+def traces(run: WorkflowContext, marks: str, release: str) -> int:
+    """Two steps with a gate between them, then a log line and progress; returns the pid."""
+    run.task("first", mark, marks=marks, word="first")
+    run.task("wait", hold, marks=marks, release=release)
+    run.log.info("held by %d", os.getpid())
+    run.progress(0.5, f"held by {os.getpid()}")
+    run.task("last", mark, marks=marks, word="last")
+    return os.getpid()
 
 
 @workflow
