@@ -44,6 +44,8 @@ class Environment:
     recorder: Recorder
     loop: Loop
     pool: Executor | None
+    #: Sync code of async handlers runs in the calling thread, within its transaction.
+    same_thread: bool = False
 
 
 @dataclass(slots=True)
@@ -68,6 +70,8 @@ class Execution:
     async def arun(self) -> Outcome:
         """Run an ``async def`` handler on the running loop."""
         try:
+            if self.environment.same_thread:
+                return await self._arun()
             return await in_own_thread_context(self._arun())
         except BaseException as error:
             return self._after(error)
