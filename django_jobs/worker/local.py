@@ -124,11 +124,16 @@ class Batch:
 
     def run(self, claims: list[Claim], *, sequential: bool) -> RunReport:
         """Execute ``claims`` and report."""
-        in_hand = claims
+        return self.report(self.execute(claims, sequential=sequential))
+
+    def execute(self, claims: list[Claim], *, sequential: bool) -> list[Outcome]:
+        """Execute ``claims``, record what came of them, and return it."""
         if sequential or self._one_thread_only():
-            outcomes = self._one_by_one(in_hand)
-        else:
-            outcomes = self._together(in_hand)
+            return self._one_by_one(claims)
+        return self._together(claims)
+
+    def report(self, outcomes: list[Outcome]) -> RunReport:
+        """The counts of ``outcomes``, and what is left in this scope now."""
         report = count(outcomes)
         left = overview.scope(self.alias, self.queues, self.where)
         waiting, next_due = overview.waiting(left)
@@ -145,7 +150,7 @@ class Batch:
 
     def _one_by_one(self, claims: list[Claim]) -> list[Outcome]:
         recorder = DirectRecorder(self.alias, self.settings.lease)
-        environment = Environment(recorder, CallingLoop(), None)
+        environment = Environment(recorder, CallingLoop(), None, same_thread=True)
         outcomes = []
         with Heartbeats(self.alias, claims, off=self._one_thread_only()):
             for claim in claims:
