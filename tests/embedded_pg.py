@@ -26,7 +26,8 @@ START_LIMIT = 60.0  # seconds
 SYSTEM_BINARIES = ("/usr/lib/postgresql/*/bin", "/opt/homebrew/opt/postgresql@*/bin")
 # The shell waits on a pipe whose other end only the starting process holds: when that process is
 # gone, however it went, the read returns and the server is told to quit.
-WATCHDOG = '"$@" & p=$!; read _ <&3; kill -QUIT $p; wait $p; rm -rf "$BASE"'
+# The pipe comes as standard input: a shell need not know descriptors above 9 by number.
+WATCHDOG = 'exec 3<&0 </dev/null; "$@" & p=$!; read _ <&3; kill -QUIT $p; wait $p; rm -rf "$BASE"'
 
 
 def find_bindir() -> Path | None:
@@ -80,11 +81,10 @@ def start(bindir: Path | None = None, **settings: str | int) -> dict[str, Any]:
     server += [f"--{name}={value}" for name, value in options.items()]
     read_end, write_end = os.pipe()
     with (base / "log").open("w") as log:
-        subprocess.Popen(
-            ["sh", "-c", f"exec 3<&{read_end}; {WATCHDOG}", "sh", *server],
-            pass_fds=[read_end],
+        watchdog = subprocess.Popen(
+            ["sh", "-c", WATCHDOG, "sh", *server],
             start_new_session=True,
-            stdin=subprocess.DEVNULL,
+            stdin=read_end,
             stdout=log,
             stderr=subprocess.STDOUT,
             env={**env, "BASE": str(base)},
@@ -94,8 +94,8 @@ def start(bindir: Path | None = None, **settings: str | int) -> dict[str, Any]:
     deadline = time.monotonic() + START_LIMIT
     ready = [bindir / "pg_isready", "-q", "-h", base]
     while subprocess.run(ready, env=env, **who).returncode:
-        if time.monotonic() > deadline:
-            raise RuntimeError((base / "log").read_text())
+        if watchdog.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"PostgreSQL did not start:\n{(base / 'log').read_text()}")
         time.sleep(0.02)
     atexit.register(os.close, write_end)
     return {

@@ -140,7 +140,9 @@ def test_a_named_database_runs_alone(tmp_path: Path) -> None:
 @needs_postgresql
 @pytest.mark.skipif(not Path("/proc").exists(), reason="looks for processes in /proc")
 def test_postgresql_is_gone_after_a_kill_of_the_process_that_started_it(tmp_path: Path) -> None:
-    script = "import time; from tests import embedded_pg as e; print(e.start()['HOST'], flush=True)"
+    # Many open files, as a test run has: not every shell knows descriptors above 9 by number.
+    script = "import os, time; kept = [os.dup(0) for _ in range(12)]; from tests import embedded_pg"
+    script += "; print(embedded_pg.start()['HOST'], flush=True)"
     owner = subprocess.Popen(
         [sys.executable, "-c", f"{script}; time.sleep(600)"],
         stdout=subprocess.PIPE,
