@@ -88,13 +88,12 @@ def _described(schema: Callable[[], Any]) -> str | None:
 
 
 def _differs(row: dict[str, Any], stored: tuple[Any, ...]) -> bool:
-    for name, value in zip(TASK_COLUMNS, stored, strict=True):
-        mine = row[name]
-        if name in _TASK_JSON:
-            mine, value = jsonvalues.loads(mine), jsonvalues.loads(value)
-        if mine != value:
-            return True
-    return False
+    def read(name: str, value: Any) -> Any:
+        # Compared as values: jsonb does not give texts back as they were written.
+        return jsonvalues.loads(value) if name in _TASK_JSON else value
+
+    pairs = zip(TASK_COLUMNS, stored, strict=True)
+    return any(read(name, row[name]) != read(name, value) for name, value in pairs)
 
 
 def _sync_queues(session: Session) -> None:

@@ -164,12 +164,17 @@ def wake_sleepers(session: Session, limit: int) -> int:
     return woken
 
 
-def next_due(session: Session) -> datetime | None:
-    """When the next job now held back by time becomes due."""
+def seconds_to_next_due(session: Session) -> float | None:
+    """How long until the next job that is held back by time becomes due; None if there is none."""
     row = session.one(
-        "SELECT MIN(run_after) FROM {job} WHERE status = 'sleeping' OR (status = 'pending' AND gate = 'timer')"
+        "SELECT MIN(run_after), {now} FROM {job} "
+        "WHERE status = 'sleeping' OR (status = 'pending' AND gate = 'timer')"
     )
-    return session.dialect.time(row[0]) if row else None
+    if row is None or row[0] is None:
+        return None
+    first, present = session.dialect.time(row[0]), session.dialect.time(row[1])
+    assert first is not None and present is not None
+    return (first - present).total_seconds()
 
 
 def claim(
@@ -180,12 +185,15 @@ def claim(
     Nothing is taken of a paused queue or task. Jobs that need a permit and get none are put aside
     until one is free.
     """
-    usable = _not_paused(session, chosen)
-    if not usable:
+    if not chosen:
         return []
-    if session.vendor == "postgresql" and not any(lane.limited for lane in usable):
-        claims = _take_direct(session, usable, worker=worker, limit=limit, lease=lease)
+    if is_direct(session, chosen):
+        params = direct_params(chosen, worker=worker, limit=limit, lease=lease)
+        claims = with_steps(
+            session, taken_directly(session, session.rows(TAKE_DIRECT, **params), worker)
+        )
     else:
+        usable = _not_paused(session, chosen)
         picked = [job_id for _, job_id in _candidates(session, usable, limit)]
         claims = take(session, picked, worker=worker, lease=lease)
     failpoints.reach("claim.before_commit")
@@ -201,7 +209,7 @@ def take(session: Session, job_ids: Sequence[UUID], *, worker: UUID, lease: floa
         if not taken:
             permits.give_back(session, job_id)
         claims += taken
-    return _complete(session, claims)
+    return _note_again(session, claims)
 
 
 def _not_paused(session: Session, chosen: Sequence[Lane]) -> list[Lane]:
@@ -243,30 +251,60 @@ def _take_one(session: Session, job_id: UUID, *, worker: UUID, lease: float) -> 
     return [_claim(session, row, worker) for row in rows]
 
 
-def _take_direct(
-    session: Session, usable: Sequence[Lane], *, worker: UUID, limit: int, lease: float
-) -> list[Claim]:
-    """PostgreSQL, no permits needed: one statement picks, locks and takes."""
-    rows = session.rows(
-        f"""
-        WITH picked AS MATERIALIZED (
-            SELECT c.id FROM unnest(%(lanes)s::bigint[]) AS l(lane)
-             CROSS JOIN LATERAL (
-                SELECT {{job}}.id, precedence, turn, due_at FROM {{job}}
-                 WHERE {{job}}.lane = l.lane AND {CLAIMABLE}
-                 ORDER BY precedence, turn, due_at, {{job}}.id LIMIT %(limit)s {{skip_locked}}) c
-             ORDER BY c.precedence, c.turn, c.due_at, c.id LIMIT %(limit)s
-        )
-        {TAKE} FROM picked WHERE {{job}}.id = picked.id AND {CLAIMABLE} RETURNING {RETURNED}
-        """,
-        lanes=[lane.lane for lane in usable],
-        limit=limit,
-        worker=worker,
-        lease=lease,
+# PostgreSQL, no permits needed: one statement picks, locks and takes; paused lanes are left out.
+# The rows are found again by their key: a join would let the planner, with the stale statistics of
+# a busy queue, walk all ready rows once for each row picked. Their lock has re-checked them.
+TAKE_DIRECT = f"""
+    WITH picked AS MATERIALIZED (
+        SELECT c.id FROM (
+            SELECT u.lane FROM unnest(%(lanes)s::bigint[], %(queues)s::text[], %(slugs)s::text[])
+                AS u(lane, queue_name, slug)
+             WHERE NOT EXISTS (SELECT 1 FROM {{queue}} q WHERE q.name = u.queue_name AND q.paused)
+               AND NOT EXISTS (SELECT 1 FROM {{task}} t WHERE t.slug = u.slug AND t.paused)) l
+         CROSS JOIN LATERAL (
+            SELECT {{job}}.id, precedence, turn, due_at FROM {{job}}
+             WHERE {{job}}.lane = l.lane AND {CLAIMABLE}
+             ORDER BY precedence, turn, due_at, {{job}}.id LIMIT %(limit)s {{skip_locked}}) c
+         ORDER BY c.precedence, c.turn, c.due_at, c.id LIMIT %(limit)s
     )
+    , taken AS (
+        {TAKE} WHERE {{job}}.id = ANY (ARRAY(SELECT id FROM picked)) AND {{job}}.status = 'pending'
+        RETURNING {{job}}.*
+    ), entries AS (
+        INSERT INTO {{historyentry}} (job_id, n, at, event, from_status, to_status, attempt, fence, worker)
+        SELECT id, history_length, {{now}}, 'claimed', 'pending', 'running', attempts + 1, fence, worker
+          FROM taken WHERE fence > 1
+    ), tries AS (
+        INSERT INTO {{attempt}} (job_id, number, status, fence, worker, started_at)
+        SELECT id, attempts + 1, 'running', fence, worker, {{now}} FROM taken WHERE fence > 1
+    )
+    SELECT {RETURNED.replace("{job}.", "")} FROM taken
+"""
+
+
+def is_direct(session: Session, chosen: Sequence[Lane]) -> bool:
+    """Whether these lanes can be taken by one statement."""
+    return session.vendor == "postgresql" and not any(lane.limited for lane in chosen)
+
+
+def direct_params(
+    chosen: Sequence[Lane], *, worker: UUID, limit: int, lease: float
+) -> dict[str, Any]:
+    return {
+        "lanes": [lane.lane for lane in chosen],
+        "queues": [lane.queue_name for lane in chosen],
+        "slugs": [lane.slug for lane in chosen],
+        "limit": limit,
+        "worker": worker,
+        "lease": lease,
+    }
+
+
+def taken_directly(session: Session, rows: list[tuple[Any, ...]], worker: UUID) -> list[Claim]:
+    """The claims of the rows that the direct statement returned, in order."""
     claims = [_claim(session, row, worker) for row in rows]
     claims.sort(key=lambda taken: taken.order)
-    return _complete(session, claims)
+    return claims
 
 
 def _claim(session: Session, row: tuple[Any, ...], worker: UUID) -> Claim:
@@ -297,10 +335,11 @@ def _claim(session: Session, row: tuple[Any, ...], worker: UUID) -> Claim:
     )
 
 
-def _complete(session: Session, claims: list[Claim]) -> list[Claim]:
+def _note_again(session: Session, claims: list[Claim]) -> list[Claim]:
     """Write what a second claim adds to the history, and read the steps recorded so far."""
-    again = [taken for taken in claims if taken.fence > 1]
-    for taken in again:
+    for taken in claims:
+        if taken.fence == 1:
+            continue
         history.add(
             session, taken.job_id, taken.order[4], event="claimed", frm=Status.PENDING, to=Status.RUNNING,
             fence=taken.fence, worker=taken.worker, attempt=taken.attempts + 1,
@@ -311,7 +350,14 @@ def _complete(session: Session, claims: list[Claim]) -> list[Claim]:
             job=taken.job_id, number=taken.attempts + 1, status=str(AttemptStatus.RUNNING),
             fence=taken.fence, worker=taken.worker,
         )  # fmt: skip
-        taken.steps = read_steps(session, taken.job_id)
+    return with_steps(session, claims)
+
+
+def with_steps(session: Session, claims: list[Claim]) -> list[Claim]:
+    """Read the recorded steps of jobs that were claimed before; a first claim has none."""
+    for taken in claims:
+        if taken.fence > 1:
+            taken.steps = read_steps(session, taken.job_id)
     return claims
 
 

@@ -102,11 +102,7 @@ def record(session: Session, items: Sequence[Item]) -> list[Answer]:
     """
     owned: dict[UUID, str | None] = {}
     answers: list[Answer] = []
-    plain = [
-        item
-        for item in items
-        if isinstance(item, Finish) and item.claim.plain and isinstance(item.outcome, Completed)
-    ]
+    plain = [item for item in items if isinstance(item, Finish) and is_plain(item)]
     completed = _complete_plain(session, plain)
     for item in items:
         if isinstance(item, Finish) and item.claim.job_id in completed:
@@ -173,26 +169,38 @@ def _finished_before(session: Session, item: Finish) -> bool:
 # --- outcomes ---------------------------------------------------------------------------------
 
 
+COMPLETE_PLAIN = """
+    UPDATE {job} SET status = 'completed', output = v.output::jsonb, error = NULL, attempts = attempts + 1,
+           finished_at = {now}, lease_expires_at = NULL, deadline_at = NULL
+      FROM unnest(%(ids)s::uuid[], %(fences)s::int[], %(outputs)s::text[]) AS v(id, fence, output)
+     WHERE {job}.id = v.id AND {job}.fence = v.fence AND {job}.status = 'running' RETURNING {job}.id
+"""
+
+
+def is_plain(item: Item) -> bool:
+    """Whether ``item`` is a completion that touches no row but its job's."""
+    return isinstance(item, Finish) and item.claim.plain and isinstance(item.outcome, Completed)
+
+
+def plain_params(items: Sequence[Item]) -> dict[str, Any]:
+    return {
+        "ids": [item.claim.job_id for item in items],
+        "fences": [item.claim.fence for item in items],
+        "outputs": [item.outcome.output for item in items],  # type: ignore[union-attr]
+    }
+
+
 def _complete_plain(session: Session, items: Sequence[Finish]) -> set[UUID]:
     """Complete many jobs whose end touches no row but their own."""
-    done: set[UUID] = set()
     if not items:
-        return done
+        return set()
     if session.vendor == "postgresql":
-        rows = session.rows(
-            "UPDATE {job} SET status = 'completed', output = v.output::jsonb, error = NULL, "
-            "attempts = attempts + 1, finished_at = {now}, lease_expires_at = NULL, deadline_at = NULL "
-            "FROM unnest(%(ids)s::uuid[], %(fences)s::int[], %(outputs)s::text[]) AS v(id, fence, output) "
-            "WHERE {job}.id = v.id AND {job}.fence = v.fence AND {job}.status = 'running' RETURNING {job}.id",
-            ids=[item.claim.job_id for item in items],
-            fences=[item.claim.fence for item in items],
-            outputs=[item.outcome.output for item in items],  # type: ignore[union-attr]
-        )
-        return {row[0] for row in rows}
-    for item in items:
-        if _complete(session, item.claim, item.outcome):  # type: ignore[arg-type]
-            done.add(item.claim.job_id)
-    return done
+        return {row[0] for row in session.rows(COMPLETE_PLAIN, **plain_params(items))}
+    return {
+        item.claim.job_id
+        for item in items
+        if _complete(session, item.claim, item.outcome)  # type: ignore[arg-type]
+    }
 
 
 def _complete(session: Session, claim: Claim, outcome: Completed) -> int:

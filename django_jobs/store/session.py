@@ -49,6 +49,13 @@ class Session:
     def vendor(self) -> str:
         return self.dialect.vendor
 
+    def use_prepared_statements(self, wanted: bool) -> None:
+        """Prepare statements on this connection, which is the worker's own."""
+        self.connection.ensure_connection()
+        if self.vendor == "postgresql" and wanted:
+            self.connection.connection.prepare_threshold = 2
+            self.prepare = True
+
     @property
     def in_callers_transaction(self) -> bool:
         return self.connection.in_atomic_block or not self.connection.get_autocommit()
@@ -108,6 +115,31 @@ class Session:
         except BaseException:
             self._roll_back()
             raise
+
+    def together(
+        self, statements: Sequence[tuple[str, Mapping[str, Any]]]
+    ) -> list[list[tuple[Any, ...]]]:
+        """Run statements as one transaction in one round trip; the rows of each. PostgreSQL only."""
+        import psycopg
+
+        self.connection.ensure_connection()
+        raw = self.connection.connection
+        cursors = []
+        try:
+            with raw.pipeline():
+                raw.execute("BEGIN")
+                raw.execute(f"SET LOCAL statement_timeout = {int(TIME_LIMIT * 1000)}")
+                for template, params in statements:
+                    statement = self.dialect.compile(template)
+                    cursor = psycopg.Cursor(raw)
+                    bound = self.dialect.params(statement, params)
+                    cursor.execute(statement.sql, bound, prepare=self.prepare or None)
+                    cursors.append(cursor)
+                raw.execute("COMMIT")
+        except BaseException:
+            self._roll_back()
+            raise
+        return [cursor.fetchall() for cursor in cursors]
 
     def limit_transaction(self, seconds: float) -> None:
         """Let the database end the open transaction when it lasts or idles longer than ``seconds``.

@@ -1,4 +1,4 @@
-"""One worker process: threads and a loop that execute, one database thread that claims and records."""
+"""One worker process: hands that execute, one database thread that claims and records."""
 
 from __future__ import annotations
 
@@ -7,56 +7,35 @@ import logging
 import os
 import platform
 import threading
-from collections import deque
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
-from django.db import connections, reset_queries
+from django.db import connections
 
 from django_jobs import clock, conf, ids, signals
 from django_jobs.definitions import registry
 from django_jobs.models import Worker
-from django_jobs.outcomes import HandedBack, Lost, Outcome
-from django_jobs.store import claims as claiming
+from django_jobs.outcomes import Completed, HandedBack, Lost, Outcome
 from django_jobs.store import catalogue, leases, workers
-from django_jobs.store.claims import Claim, Lane
+from django_jobs.store.claims import Claim
+from django_jobs.store.exchange import exchange
 from django_jobs.store.record import Finish
 from django_jobs.store.session import Session
 from django_jobs.worker import announcing, execution
 from django_jobs.worker.charge import Charges
-from django_jobs.worker.desk import Desk
-from django_jobs.worker.execution import Environment, Execution
+from django_jobs.worker.desk import Desk, settle, tell
+from django_jobs.worker.execution import Execution
+from django_jobs.worker.hands import Hands
+from django_jobs.worker.intake import Intake, Plan
 from django_jobs.worker.local import after
-from django_jobs.worker.loop import LoopThread
 from django_jobs.worker.report import RunReport, count
 from django_jobs.worker.sweep import sweep
+from django_jobs.worker.wakeup import watch
 
 logger = logging.getLogger("django_jobs.worker")
 
-#: Prefetch at most this many jobs beyond those that run, and at most this many seconds of work.
-PREFETCH = 500
-PREFETCH_SECONDS = 0.25
-#: Async handlers at the same time.
-ASYNC_LIMIT = 100
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a worker is told to do."""
-
-    alias: str
-    queues: list[str] | None = None
-    excluded: list[str] = field(default_factory=list)
-    threads: int = 4
-    once: bool = False
-    limit: int | None = None
-    max_jobs: int | None = None
-    max_memory: int | None = None
-    idle_timeout: float | None = None
-    schedules: bool = True
+#: Part of a lease for which it is trusted after its renewal was sent.
+TRUSTED = 0.9
 
 
 class Child:
@@ -69,82 +48,65 @@ class Child:
         self.settings = conf.get()
         self.id = ids.worker_id()
         self.supervisor = supervisor
-        self.charges = charges
-        self.desk = Desk(plan.alias, self.settings.lease)
-        self.loop = LoopThread()
-        self._waiting: deque[Claim] = deque()
-        self._in_hand: dict[UUID, Claim] = {}
-        self._turn = threading.Condition()
-        self._stopping = threading.Event()
-        self._hand_back_now = threading.Event()
-        self._finished = False
-        self._average = 0.05
-        self._lanes: list[Lane] = []
-        self._unknown: set[str] = set()
-        self._look_again = True
         self.report = RunReport()
+        self.desk = Desk(plan.alias, self.settings.lease)
+        self.intake = Intake(plan)
+        self.hands = Hands(plan.alias, plan.threads, self.desk, charges, self._concluded)
+        self._stopping = threading.Event()
+        self._stop_now = threading.Event()
+        self._over = threading.Event()
+        self._listening = lambda: False
         self._taken = 0
-        self._last_work = clock.monotonic()
+        self._dry = False
 
     # --- life ---------------------------------------------------------------------------------
 
     def stop(self) -> None:
         """Claim nothing more; what runs may go on for the grace time. A second call hands back now."""
         if self._stopping.is_set():
-            self._hand_back_now.set()
+            self._stop_now.set()
         self._stopping.set()
         self.desk.wake()
 
     def watch_parent(self, parent: int) -> None:
         """Stop when the supervisor is gone: nobody would take back what this process holds."""
 
-        def watch() -> None:
-            while os.getppid() == parent and not self._finished:
-                self._stop_wait(1.0)
-            if not self._finished:
-                logger.warning("The supervisor is gone; this worker stops after the job in hand.")
-                self.stop()
+        def look() -> None:
+            while not self._over.wait(1.0):
+                if os.getppid() != parent:
+                    logger.warning("The supervisor is gone; this worker stops.")
+                    self.stop()
+                    return
 
-        threading.Thread(target=watch, name="jobs-parent", daemon=True).start()
+        threading.Thread(target=look, name="jobs-parent", daemon=True).start()
 
     def serve(self) -> RunReport:
-        """Run until stopped; in the calling thread, which becomes the database thread."""
+        """Run until the end; the calling thread becomes the database thread."""
         session = Session(self.plan.alias)
-        self._prepare_connection(session)
-        steps = ThreadPoolExecutor(max(self.plan.threads * 2, 4), thread_name_prefix="jobs-step")
-        self._environment = Environment(self.desk, self.loop, steps)
-        threads = [
-            threading.Thread(target=self._work, name=f"jobs-{number}", daemon=True)
-            for number in range(self.plan.threads)
-        ]
-        for thread in threads:
-            thread.start()
-        beat = threading.Thread(target=self._beat, name="jobs-heartbeat", daemon=True)
+        session.use_prepared_statements(self.settings.prepare)
         self._register(session)
+        self.hands.start()
         if not self._beats_here(session):
-            beat.start()
+            threading.Thread(target=self._beat, name="jobs-heartbeat", daemon=True).start()
+        watcher = None if self.plan.once else watch(self.plan.alias, self._hint)
+        if watcher is not None:
+            self._listening = lambda: watcher.listening
         try:
             self._rounds(session)
         finally:
-            self._finished = True
-            with self._turn:
-                self._turn.notify_all()
-            self.desk.flush(session)
+            self._over.set()
+            self.hands.close()
+            if watcher is not None:
+                watcher.stop()
             self._sign_off(session)
-            steps.shutdown(wait=False, cancel_futures=True)
         return self.report
 
-    def _prepare_connection(self, session: Session) -> None:
-        session.connection.ensure_connection()
-        if session.vendor == "postgresql" and self.settings.prepare:
-            session.connection.connection.prepare_threshold = 5
-            session.prepare = True
-
-    def _beats_here(self, session: Session) -> bool:
-        """On SQLite leases are renewed by the process's one writer."""
-        return session.vendor == "sqlite"
+    def _hint(self) -> None:
+        self.intake.look_soon()
+        self.desk.wake()
 
     def _register(self, session: Session) -> None:
+        catalogue.sync(session)
         session.committed(
             lambda s: workers.register(
                 s, self.id, supervisor=self.supervisor, hostname=platform.node(), pid=os.getpid(),
@@ -152,7 +114,6 @@ class Child:
                 codes=[[slug, version] for slug, version in sorted(registry.codes(), key=str)],
             )
         )  # fmt: skip
-        session.committed(catalogue.sync)
         self._announce(signals.worker_started)
 
     def _sign_off(self, session: Session) -> None:
@@ -168,298 +129,191 @@ class Child:
     # --- the database thread ------------------------------------------------------------------
 
     def _rounds(self, session: Session) -> None:
-        next_sweep = next_beat = 0.0
-        grace_ends: float | None = None
+        next_beat = next_sweep = 0.0
+        ends: float | None = None
+        lost = 0
         while True:
-            present = clock.monotonic()
-            if present >= next_beat:
-                next_beat = present + self.settings.heartbeat
-                self._heartbeat(session)
-            if present >= next_sweep and not self._stopping.is_set():
-                next_sweep = present + self.settings.sweep_interval
-                sweep(session)
-                self._look_again = True
-            self._round(session)
+            try:
+                present = clock.monotonic()
+                if present >= next_beat:
+                    next_beat = present + self.settings.heartbeat
+                    self._show(session)
+                if present >= next_sweep and not self._stopping.is_set():
+                    next_sweep = present + self.settings.sweep_interval + ids.jitter(0.3)
+                    sweep(session)
+                self._round(session)
+                if lost:
+                    lost = 0
+                    logger.info("The database is back.")
+            except Exception as error:
+                if not session.dialect.is_lost(error):
+                    raise
+                if not lost:
+                    logger.warning("The database is lost (%s); trying again.", type(error).__name__)
+                lost += 1
+                session.connection.close()
+                # After a reconnect the owners that live renew first.
+                next_sweep = clock.monotonic() + self.settings.heartbeat
+                self._over.wait(min(0.1 * 2 ** min(lost, 5), 1.0))
             if self._stopping.is_set():
-                grace_ends = grace_ends or present + self.settings.grace
-                self._give_back_waiting(session, "the worker stops")
-                if not self._in_hand and self.desk.is_empty:
-                    return
-                if present >= grace_ends or self._hand_back_now.is_set():
-                    self._give_back_running(session)
+                ends = ends or clock.monotonic() + self.settings.grace
+                if self._has_stopped(session, ends):
                     return
             elif self._is_done():
                 return
-            self.desk.wait(self._pause())
+            self.desk.wait(self._pause(next_beat, next_sweep))
 
     def _round(self, session: Session) -> None:
-        """Write what lies on the desk, then claim what there is room for."""
-        self.desk.flush(session)
-        room = self._room()
-        if room <= 0 or self._stopping.is_set() or not self._look_again:
+        """Write what lies on the desk and take what there is room for, in one transaction."""
+        entries = self.desk.take()
+        room = self._room(sum(isinstance(entry.item, Finish) for entry in entries))
+        if room > 0 and self.intake.wants_look:
+            session.committed(self.intake.refresh)
+            if not self.intake.lanes:
+                self._run_dry(session)
+        wants = room > 0 and bool(self.intake.lanes)
+        if not entries and not wants:
             return
-        taken = self._claim(session, room)
-        self._taken += len(taken)
-        # A short batch means that the lanes ran dry: look again when called or after a pause.
-        self._look_again = len(taken) >= room
-        if taken:
-            self._last_work = clock.monotonic()
-            self._dispatch(taken)
-
-    def _claim(self, session: Session, room: int) -> list[Claim]:
-        lease = self.settings.lease
         sent = clock.monotonic()
-
-        def work(s: Session) -> list[Claim]:
-            found: list[Claim] = []
-            if self._lanes:
-                found = claiming.claim(s, self._lanes, worker=self.id, limit=room, lease=lease)
-            if len(found) < room:
-                claiming.open_gates(s)
-                self._lanes = self._mine(claiming.lanes(s))
-                if self._lanes:
-                    found += claiming.claim(
-                        s, self._lanes, worker=self.id, limit=room - len(found), lease=lease
-                    )
-            return found
-
-        taken = session.committed(work)
+        lease = self.settings.lease
+        try:
+            answers, taken = exchange(
+                session, [entry.item for entry in entries], self.intake.lanes if wants else [],
+                worker=self.id, limit=room, lease=lease,
+            )  # fmt: skip
+        except Exception:
+            # One by one, so that a single bad item costs only itself; nothing was taken.
+            settle(session, entries)
+            return
         for claim in taken:
-            claim.deadline = sent + lease * 0.9
-        return taken
+            claim.deadline = sent + lease * TRUSTED
+        if taken:
+            self._taken += len(taken)
+            self._dry = False
+            self.intake.took()
+            self.hands.put(taken)
+        for entry, answer in zip(entries, answers, strict=True):
+            tell(entry, answer)
+        if wants and len(taken) < room:
+            self._run_dry(session)
 
-    def _mine(self, lanes: list[Lane]) -> list[Lane]:
-        codes = registry.codes()
-        mine = []
-        for lane in lanes:
-            if lane.runner == "celery" or lane.queue_name in self.plan.excluded:
-                continue
-            if self.plan.queues is not None and lane.queue_name not in self.plan.queues:
-                continue
-            if (lane.slug, lane.version) in codes:
-                mine.append(lane)
-            elif lane.slug not in self._unknown:
-                self._unknown.add(lane.slug)
-                logger.warning(
-                    "Jobs of %r (version %s) wait, but this worker has no code for them.",
-                    lane.slug,
-                    lane.version,
-                )
-        return mine
+    def _run_dry(self, session: Session) -> None:
+        """The known lanes gave less than there is room for."""
+        self.intake.ran_dry(session, listening=self._listening())
+        self._dry = True
 
-    def _room(self) -> int:
-        """How many jobs to claim: the free threads, and as many as will be run within a moment."""
-        ahead = min(int(PREFETCH_SECONDS / self._average), PREFETCH) if self._average else PREFETCH
-        wanted = self.plan.threads + ahead - len(self._in_hand)
-        left = self.plan.limit if self.plan.limit is not None else None
-        if self.plan.max_jobs is not None:
-            left = self.plan.max_jobs if left is None else min(left, self.plan.max_jobs)
-        if left is not None:
-            wanted = min(wanted, left - self._taken)
-        # Small top-ups cost a statement each: wait until a good part of the batch is used up.
-        return (
-            wanted if wanted >= min(self.plan.threads, ahead // 2 or 1) or not self._in_hand else 0
-        )
+    def _room(self, leaving: int = 0) -> int:
+        if self._stopping.is_set():
+            return 0
+        room = self.hands.room(leaving)
+        for most in (self.plan.limit, self.plan.max_jobs):
+            if most is not None:
+                room = min(room, most - self._taken)
+        return room
 
-    def _pause(self) -> float:
+    def _pause(self, *moments: float) -> float:
         """Seconds to sleep unless called."""
-        if self.plan.once and not self._in_hand:
+        if self._room() > 0 and self.intake.lanes:
             return 0.0
-        if self._look_again and self._room() > 0:
-            return 0.0
-        idle = clock.monotonic() - self._last_work
-        pause = min(self.settings.poll_max, max(self.settings.poll_min, idle / 4))
-        return max(pause + ids.jitter(pause * 0.2), 0.01)
+        until = min(moments) - clock.monotonic()
+        if self._room() > 0:
+            until = min(until, self.intake.pause)
+        return max(until, 0.0) if not self._stopping.is_set() else 0.1
 
     def _is_done(self) -> bool:
-        if self._in_hand or not self.desk.is_empty:
+        if self.hands.in_hand or not self.desk.is_empty:
             return False
         for most in (self.plan.limit, self.plan.max_jobs):
             if most is not None and self._taken >= most:
                 return True
-        if self.plan.once and not self._look_again:
-            return True
-        idle = self.plan.idle_timeout
-        return idle is not None and clock.monotonic() - self._last_work > idle
+        if self.plan.once:
+            return self._dry
+        limit = self.plan.idle_timeout
+        return limit is not None and self.intake.idle > limit
 
-    def look(self) -> None:
-        """There may be work: a notification, or the end of a pause."""
-        self._look_again = True
-        self.desk.wake()
+    # --- outcomes -----------------------------------------------------------------------------
 
-    # --- handing out and taking in ------------------------------------------------------------
-
-    def _dispatch(self, taken: list[Claim]) -> None:
-        for claim in taken:
-            self._in_hand[claim.job_id] = claim
-        with self._turn:
-            self._waiting.extend(taken)
-            self._turn.notify(len(taken))
-
-    def _next(self) -> Claim | None:
-        try:
-            return self._waiting.popleft()
-        except IndexError:
-            pass
-        with self._turn:
-            while not self._waiting:
-                if self._finished:
-                    return None
-                self._turn.wait(1.0)
-            return self._waiting.popleft()
-
-    def _work(self) -> None:
-        """A thread that executes: the next waiting job, until the worker ends."""
-        while (claim := self._next()) is not None:
-            try:
-                self._execute(claim)
-            except BaseException:
-                logger.exception("Job %s could not be executed.", claim.job_id)
-            finally:
-                clean_up()
-
-    def _execute(self, claim: Claim) -> None:
-        if claim.revoked is not None or clock.monotonic() > claim.deadline:
-            self._conclude(claim, Lost(), Lost())
-            return
-        if self.charges is not None:
-            self.charges.enter(claim.job_id, claim.fence)
-        prepared = execution.prepare(claim, self._environment)
-        if not isinstance(prepared, Execution):
-            self._conclude(claim, prepared, prepared)
-            return
-        announcing.started(self.plan.alias, claim)
-        started = clock.perf()
-        if prepared.is_async:
-            future = self.loop.submit(prepared.arun())
-            future.add_done_callback(lambda done: self._conclude(claim, prepared, _result(done)))
-            if len(self._in_hand) > ASYNC_LIMIT:
-                future.exception()
-            return
-        outcome = prepared.run()
-        # A race of threads here costs a little accuracy, nothing else.
-        self._average += (clock.perf() - started - self._average) * 0.05
-        self._conclude(claim, prepared, outcome)
-
-    def _conclude(self, claim: Claim, prepared: Execution | Outcome, outcome: Outcome) -> None:
-        """Put an outcome on the desk."""
-        if self.charges is not None:
-            self.charges.leave(claim.job_id)
-
-        def told(answer: str) -> None:
-            self._in_hand.pop(claim.job_id, None)
-            self._look_again = True
-            if answer != "written":
-                logger.warning(
-                    "Job %s: the lease was lost; its result was not written.", claim.job_id
-                )
-                return
-            self._note(outcome)
-            follow_up = isinstance(prepared, Execution) and execution.has_callback(
-                prepared, outcome
-            )
-            if follow_up or announcing.wanted(outcome):
-                self._later(after, self.plan.alias, prepared, claim, outcome)
-
+    def _concluded(self, claim: Claim, prepared: Execution | Outcome, outcome: Outcome) -> None:
+        """An executing thread is done with a claim: put its outcome on the desk."""
         if isinstance(outcome, Lost):
-            self._in_hand.pop(claim.job_id, None)
+            self.hands.drop(claim)
             logger.warning(
                 "Job %s: the lease was lost; nothing more of it is written.", claim.job_id
             )
             self.desk.wake()
             return
+
+        def told(answer: str) -> None:
+            self.hands.drop(claim)
+            if answer != "written":
+                logger.warning(
+                    "Job %s: the lease was lost; its result is not written.", claim.job_id
+                )
+                return
+            self.report += count([outcome])
+            if not (claim.plain and isinstance(outcome, Completed)):
+                # It may have freed a permit, woken a parent, or be due again at once.
+                self.intake.look_soon()
+                self._dry = False
+            follows = isinstance(prepared, Execution) and execution.has_callback(prepared, outcome)
+            if follows or announcing.wanted(outcome):
+                self.hands.later(after, self.plan.alias, prepared, claim, outcome)
+
         self.desk.finish(Finish(claim, outcome), told)
-
-    def _later(self, function: Callable[..., Any], *args: Any) -> None:
-        assert self._environment.pool is not None
-
-        def work() -> None:
-            try:
-                function(*args)
-            finally:
-                clean_up()
-
-        self._environment.pool.submit(work)
-
-    def _note(self, outcome: Outcome) -> None:
-        self.report += count([outcome])
 
     # --- leases -------------------------------------------------------------------------------
 
-    def _heartbeat(self, session: Session) -> None:
-        """In the database thread: what this process shows of itself, and on SQLite its leases."""
+    def _beats_here(self, session: Session) -> bool:
+        """On SQLite leases are renewed by the process's one writer."""
+        return session.vendor == "sqlite"
+
+    def _show(self, session: Session) -> None:
+        """What this process shows of itself."""
         if self._beats_here(session):
             self._renew(session)
-        session.committed(lambda s: workers.beat(s, self.id, jobs_in_hand=len(self._in_hand)))
+        session.committed(lambda s: workers.beat(s, self.id, jobs_in_hand=len(self.hands.in_hand)))
 
     def _beat(self) -> None:
         """The heartbeat thread, with a connection of its own."""
         try:
-            while not self._finished:
-                self._stop_wait(self.settings.heartbeat)
+            while not self._over.wait(self.settings.heartbeat):
                 try:
                     self._renew(Session(self.plan.alias))
-                except Exception:
-                    logger.warning("Leases could not be renewed; trying again.", exc_info=True)
+                except Exception as error:
+                    logger.debug("Leases could not be renewed: %s.", type(error).__name__)
                     connections[self.plan.alias].close()
         finally:
             connections.close_all()
 
-    def _stop_wait(self, seconds: float) -> None:
-        with self._turn:
-            if not self._finished:
-                ends = clock.monotonic() + seconds
-                while not self._finished and (left := ends - clock.monotonic()) > 0:
-                    self._turn.wait(left)
-
     def _renew(self, session: Session) -> None:
-        held = list(self._in_hand.values())
+        held = list(self.hands.in_hand.values())
         if not held:
             return
         sent = clock.monotonic()
         ours = session.committed(lambda s: leases.renew(s, held, self.settings.lease))
         for claim in held:
             if claim.job_id in ours:
-                claim.deadline = sent + self.settings.lease * 0.9
-            elif claim.job_id in self._in_hand and claim.revoked is None:
+                claim.deadline = sent + self.settings.lease * TRUSTED
+            elif self.hands.in_hand.get(claim.job_id) is claim and claim.revoked is None:
                 claim.revoked = "lease"
 
-    # --- giving back --------------------------------------------------------------------------
+    # --- stopping -----------------------------------------------------------------------------
 
-    def _give_back_waiting(self, session: Session, reason: str) -> None:
-        unstarted: list[Claim] = []
-        with self._turn:
-            while self._waiting:
-                unstarted.append(self._waiting.popleft())
-        self._give_back(session, unstarted, reason)
-
-    def _give_back_running(self, session: Session) -> None:
-        running = list(self._in_hand.values())
+    def _has_stopped(self, session: Session, ends: float) -> bool:
+        """Hand back what has not started; at the end of the grace, what has not ended."""
+        self._give_back(session, self.hands.take_unstarted(), "the worker stops")
+        if not self.hands.in_hand and self.desk.is_empty:
+            return True
+        if clock.monotonic() < ends and not self._stop_now.is_set():
+            return False
+        running = list(self.hands.in_hand.values())
         for claim in running:
             claim.revoked = "handed back"
         self._give_back(session, running, "the worker stopped before it ended")
+        return True
 
     def _give_back(self, session: Session, claims: list[Claim], reason: str) -> None:
         for claim in claims:
             self.desk.finish(Finish(claim, HandedBack(reason)), lambda _: None)
+            self.hands.drop(claim)
         self.desk.flush(session)
-        for claim in claims:
-            self._in_hand.pop(claim.job_id, None)
-
-
-def _result(future: Any) -> Outcome:
-    error = future.exception()
-    if error is not None:
-        return HandedBack("the worker's loop ended")
-    return future.result()  # type: ignore[no-any-return]
-
-
-def clean_up() -> None:
-    """Leave nothing of a handler to the next one in this thread."""
-    for connection in connections.all(initialized_only=True):
-        if connection.connection is not None:
-            if connection.in_atomic_block or connection.needs_rollback:
-                connection.close()
-            else:
-                connection.close_if_unusable_or_obsolete()
-    reset_queries()

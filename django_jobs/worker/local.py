@@ -19,10 +19,10 @@ from django_jobs.lifecycle import Gate, Status
 from django_jobs.outcomes import Lost, Outcome
 from django_jobs.store import claims as claiming
 from django_jobs.store import leases, overview
-from django_jobs.store.claims import Claim, Lane
+from django_jobs.store.claims import Claim
 from django_jobs.store.record import Finish
 from django_jobs.store.session import Session, engine_alias
-from django_jobs.worker import announcing, execution
+from django_jobs.worker import announcing, execution, intake
 from django_jobs.worker.desk import Desk, DirectRecorder
 from django_jobs.worker.execution import Environment, Execution
 from django_jobs.worker.loop import LoopThread
@@ -86,7 +86,7 @@ class Batch:
             return []
         if self.where is not None and self.where:
             return self.claim_ids(self._matching(limit))
-        chosen = self.session.committed(lambda s: self._mine(claiming.lanes(s)))
+        chosen, _ = intake.mine(self.session.committed(claiming.lanes), self.queues)
         lease = self.settings.lease
         return self.session.committed(
             lambda s: claiming.claim(s, chosen, worker=self.worker, limit=limit, lease=lease)
@@ -109,16 +109,6 @@ class Batch:
             "pk", "slug", "version"
         )
         return [pk for pk, slug, version in ordered if (slug, version) in codes][:limit]
-
-    def _mine(self, lanes: list[Lane]) -> list[Lane]:
-        codes = registry.codes()
-        return [
-            lane
-            for lane in lanes
-            if lane.runner != "celery"
-            and (self.queues is None or lane.queue_name in self.queues)
-            and (lane.slug, lane.version) in codes
-        ]
 
     # --- running ------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -16,7 +17,8 @@ from django_jobs import clock, conf, ids
 from django_jobs.store import leases, workers
 from django_jobs.store.session import Session
 from django_jobs.worker.charge import Charges
-from django_jobs.worker.child import Child, Plan
+from django_jobs.worker.child import Child
+from django_jobs.worker.intake import Plan
 
 logger = logging.getLogger("django_jobs.worker")
 
@@ -139,10 +141,8 @@ class Supervisor:
 
 
 def _send(pid: int, number: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
-    except ProcessLookupError:
-        pass
 
 
 def _become_child(

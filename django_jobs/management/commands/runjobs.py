@@ -9,7 +9,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from django_jobs import conf
 from django_jobs.store.session import engine_alias
-from django_jobs.worker.child import Plan
+from django_jobs.worker.intake import Plan
 from django_jobs.worker.supervisor import Supervisor
 
 

@@ -1,0 +1,204 @@
+"""Those who execute: threads that take their next job from one line, and the asyncio loop."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+from uuid import UUID
+
+from django.db import connections
+
+from django_jobs import clock
+from django_jobs.outcomes import HandedBack, Lost, Outcome
+from django_jobs.store.claims import Claim
+from django_jobs.worker import announcing, execution
+from django_jobs.worker.charge import Charges
+from django_jobs.worker.execution import Environment, Execution
+from django_jobs.worker.loop import LoopThread
+from django_jobs.workflows.attempt import Recorder
+
+logger = logging.getLogger("django_jobs.worker")
+
+#: Async handlers at the same time in one process.
+ASYNC_LIMIT = 100
+#: Prefetch at most so many jobs beyond those that run, and at most so many seconds of work.
+PREFETCH, PREFETCH_SECONDS = 500, 0.1
+
+Concluded = Callable[[Claim, "Execution | Outcome", Outcome], None]
+
+
+class Hands:
+    """Executes claims and reports each outcome to ``concluded``."""
+
+    def __init__(
+        self,
+        alias: str,
+        threads: int,
+        recorder: Recorder,
+        charges: Charges | None,
+        concluded: Concluded,
+    ) -> None:
+        self.alias = alias
+        self.threads = threads
+        self.loop = LoopThread()
+        self._charges = charges
+        self._concluded = concluded
+        self._line: deque[Claim] = deque()
+        self._turn = threading.Condition()
+        self._idle = 0
+        self._closed = False
+        self._async_places = threading.BoundedSemaphore(ASYNC_LIMIT)
+        #: Every claim that is waiting or running here, by job.
+        self.in_hand: dict[UUID, Claim] = {}
+        #: Moving average of a job's seconds.
+        self.average = 0.01
+        self.pool = ThreadPoolExecutor(max(threads * 2, 4), thread_name_prefix="jobs-step")
+        self._environment = Environment(recorder, self.loop, self.pool)
+
+    def start(self) -> None:
+        for number in range(self.threads):
+            threading.Thread(target=self._work, name=f"jobs-{number}", daemon=True).start()
+
+    def close(self) -> None:
+        """Let the threads end once they are free; nothing more is started."""
+        with self._turn:
+            self._closed = True
+            self._turn.notify_all()
+        self.pool.shutdown(wait=False, cancel_futures=True)
+
+    def room(self, leaving: int = 0) -> int:
+        """How many jobs to take: for the free threads, and as many as will be run within a moment.
+
+        ``leaving`` of those in hand have ended and are about to be recorded. Small top-ups cost a statement each, so a busy worker asks again only when a good part of
+        its line is used up.
+        """
+        ahead = min(int(self.threads * PREFETCH_SECONDS / max(self.average, 1e-6)), PREFETCH)
+        in_hand = len(self.in_hand) - leaving
+        wanted = self.threads + ahead - in_hand
+        return wanted if in_hand <= 0 or wanted >= max(1, ahead // 2) else 0
+
+    def put(self, claims: list[Claim]) -> None:
+        """Add claims to the line."""
+        for claim in claims:
+            self.in_hand[claim.job_id] = claim
+        with self._turn:
+            self._line.extend(claims)
+            if self._idle:
+                self._turn.notify(len(claims))
+
+    def take_unstarted(self) -> list[Claim]:
+        """Empty the line."""
+        unstarted = []
+        while self._line:
+            try:
+                unstarted.append(self._line.popleft())
+            except IndexError:
+                break
+        return unstarted
+
+    def drop(self, claim: Claim) -> None:
+        self.in_hand.pop(claim.job_id, None)
+
+    def later(self, function: Callable[..., Any], *args: Any) -> None:
+        """Run something small after an outcome is stored, outside of the database thread."""
+
+        def work() -> None:
+            try:
+                function(*args)
+            except Exception:
+                logger.exception("What follows an outcome failed.")
+            finally:
+                clean_up()
+
+        self.pool.submit(work)
+
+    # --- executing ----------------------------------------------------------------------------
+
+    def _next(self) -> Claim | None:
+        try:
+            return self._line.popleft()
+        except IndexError:
+            pass
+        with self._turn:
+            while not self._line:
+                if self._closed:
+                    return None
+                self._idle += 1
+                self._turn.wait()
+                self._idle -= 1
+            return self._line.popleft()
+
+    def _work(self) -> None:
+        while True:
+            try:
+                claim = self._next()
+            except IndexError:
+                continue  # another thread was faster
+            if claim is None:
+                return
+            try:
+                self._execute(claim)
+            except BaseException as error:
+                # Whatever a handler or the engine around it raises, this thread goes on.
+                logger.exception("Job %s could not be executed.", claim.job_id)
+                self._conclude(
+                    claim, Lost(), HandedBack(f"the worker failed: {type(error).__name__}")
+                )
+            finally:
+                clean_up()
+
+    def _execute(self, claim: Claim) -> None:
+        if claim.revoked is not None or clock.monotonic() > claim.deadline:
+            self._conclude(claim, Lost(), Lost())
+            return
+        if self._charges is not None:
+            self._charges.enter(claim.job_id, claim.fence)
+        started = clock.perf()
+        prepared = execution.prepare(claim, self._environment)
+        if not isinstance(prepared, Execution):
+            self._conclude(claim, prepared, prepared)
+            return
+        announcing.started(self.alias, claim)
+        if prepared.is_async:
+            self._async_places.acquire()
+            self.loop.submit(prepared.arun()).add_done_callback(
+                lambda done: self._async_done(claim, prepared, done, started)
+            )
+            return
+        outcome = prepared.run()
+        self._learn(started)
+        self._conclude(claim, prepared, outcome)
+
+    def _async_done(
+        self, claim: Claim, prepared: Execution, done: Future[Outcome], started: float
+    ) -> None:
+        self._async_places.release()
+        self._learn(started)
+        if done.cancelled() or done.exception() is not None:
+            self._conclude(claim, prepared, HandedBack("the worker's loop ended"))
+        else:
+            self._conclude(claim, prepared, done.result())
+
+    def _learn(self, started: float) -> None:
+        # A race between threads costs a little accuracy, nothing else.
+        self.average += (clock.perf() - started - self.average) * 0.05
+
+    def _conclude(self, claim: Claim, prepared: Execution | Outcome, outcome: Outcome) -> None:
+        if self._charges is not None:
+            self._charges.leave(claim.job_id)
+        self._concluded(claim, prepared, outcome)
+
+
+def clean_up() -> None:
+    """Leave nothing of a handler's connections to the next one in this thread."""
+    for connection in connections.all(initialized_only=True):
+        if connection.connection is None:
+            continue
+        if connection.in_atomic_block or connection.needs_rollback:
+            connection.close()
+        else:
+            connection.close_if_unusable_or_obsolete()
