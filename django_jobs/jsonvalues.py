@@ -104,9 +104,9 @@ def _is_plain(value: Any, room: int, depth: int) -> int:
         members = value
     else:
         return -1
-    room -= len(value)
-    if room < 0 or depth == 0:
+    if depth == 0:
         return -1
+    room -= len(value)
     for member in members:
         kind = type(member)
         if kind in _SIMPLE:

@@ -80,7 +80,7 @@ class Codec:
         self._is_json = found.kinds <= _JSON_KINDS and not found.inexact
         self._is_exact = found.kinds <= _EXACT_KINDS and not found.inexact
         # Of these kinds a JSON value can be read as it is, without its way through text.
-        self._reads_values = self._is_json or (self._is_exact and "bytes" not in found.kinds)
+        self._reads_values = self._is_exact or self._is_json
         self._names: dict[str, Any] = {"by_name": True} if found.aliased else {}
         self._stored_names: dict[str, Any] = (
             {"by_name": True, "by_alias": False} if found.aliased else {}
@@ -225,7 +225,6 @@ def _collect(node: dict[str, Any], found: _Findings) -> None:
     elif kind == "literal":
         found.inexact |= not _are_alike(node["expected"])
     elif kind == "enum":
-        found.inexact |= "missing" in node
         found.inexact |= not _are_alike([member.value for member in node["members"]])
     elif kind == "typed-dict":
         found.inexact |= bool((node.get("config") or {}).keys() - {"title"})

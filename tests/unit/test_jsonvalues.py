@@ -175,6 +175,7 @@ def test_64_levels_pass_and_the_65th_is_refused() -> None:
         ({"k\0": 1}, "input", "a key holds a NUL"),
         ({"k\udfff": 1}, "input", "a key holds a lone surrogate"),
         ({"n": 2**63}, "input.n", "more than 64 bits"),
+        (2**63, "input", "more than 64 bits"),
         ({"n": [-(2**63) - 1]}, "input.n[0]", "more than 64 bits"),
         ({"a": {1: 2}}, "input.a", "the key 1 is int"),
         ({None: 2}, "input", "the key None is NoneType"),
@@ -360,6 +361,20 @@ def test_causes_that_go_in_a_circle_end() -> None:
     assert "one" in jsonvalues.describe_error(one)["traceback"]
 
 
+class Hostile(Exception):
+    """Its attributes raise, as those of a wrapped remote error may."""
+
+    @property
+    def __cause__(self) -> BaseException:  # type: ignore[override]
+        raise RuntimeError("no cause")
+
+
+def test_an_error_whose_attributes_raise_is_described() -> None:
+    described = jsonvalues.describe_error(raised(Hostile("boom")))
+    assert described["message"] == "boom"
+    assert "unprintable" in described["traceback"]
+
+
 def test_a_very_long_chain_of_causes_is_described() -> None:
     error = ValueError("first")
     for number in range(20_000):
@@ -426,6 +441,15 @@ def test_usual_secrets_are_hidden_at_any_depth(key: str) -> None:
     value = {"a": [{"b": {key: "hunter2", "id": 5}}]}
     assert jsonvalues.redact(value) == {"a": [{"b": {key: "********", "id": 5}}]}
     assert value["a"][0]["b"][key] == "hunter2"  # the original is left alone
+
+
+def test_what_is_nested_too_deep_to_look_at_is_hidden() -> None:
+    assert "hunter2" not in repr(jsonvalues.redact(nested(200))).replace("1", "hunter2")
+    value: Any = {"password": "hunter2"}
+    for _ in range(60):
+        value = [value]
+    assert "hunter2" not in repr(jsonvalues.redact(value))
+    assert "[1]" in repr(jsonvalues.redact(nested(60)))
 
 
 def test_a_secret_is_hidden_whatever_its_type() -> None:

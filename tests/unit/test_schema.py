@@ -221,6 +221,9 @@ NESTED: list[tuple[Any, st.SearchStrategy[Any]]] = [
     (dict, st.dictionaries(texts, jsons, max_size=3)),
     (list, st.lists(jsons, max_size=3)),
     (dict[str, Any], st.dictionaries(texts, jsons, max_size=3)),
+    (dict[int, int], st.dictionaries(integers, integers, max_size=3)),
+    (dict[bool, str], st.dictionaries(st.booleans(), texts, max_size=3)),
+    (dict[float, bool], st.dictionaries(floats, st.booleans(), max_size=3)),
     (dict[int, Decimal], st.dictionaries(integers, decimals, max_size=3)),
     (dict[date, list[bytes]], st.dictionaries(st.dates(), st.lists(st.binary()), max_size=3)),
     (dict[uuid.UUID, Order], st.dictionaries(st.uuids(), orders, max_size=2)),
@@ -240,6 +243,8 @@ NESTED: list[tuple[Any, st.SearchStrategy[Any]]] = [
     (list[set[frozenset[int]]], st.lists(st.sets(st.frozensets(integers, max_size=2)))),
     (deque[int], st.lists(integers).map(deque)),
     (Annotated[int, Field(ge=0)], st.integers(0, 100)),
+    (Annotated[Decimal, Field(strict=True)], decimals),
+    (Annotated[tuple[date, ...], Field(strict=True)], st.lists(st.dates()).map(tuple)),
 ]
 ALL = SIMPLE + NESTED
 
@@ -531,6 +536,89 @@ def test_a_model_changed_by_its_own_validator_is_refused() -> None:
 
     with pytest.raises(InvalidInput, match=r"input\.x\.n: the int would come back changed"):
         taking(Growing).dump_input({"x": {"n": 1}})
+
+
+@pytest.mark.parametrize("value", [True, 0.0, Name.A, (1, 2), {1: 2}, {"a": True}, [1, 1.0]])
+@pytest.mark.parametrize("lossy", [bool, int, str, repr, list, lambda value: None])
+def test_a_value_of_another_type_is_never_taken_for_the_same(value: Any, lossy: Any) -> None:
+    """However a type writes its values, what would come back as another type is refused."""
+    schema = taking(Annotated[Any, PlainSerializer(lossy)])
+    try:
+        kept = schema.dump_input({"x": value})
+    except InvalidInput:
+        return
+    again = schema.load_input(kept)[1]["x"]
+    assert same(again, jsonvalues.plain(value))
+
+
+@pytest.mark.parametrize("hint", [int | Decimal, float | Decimal | str, bool | int, date | str])
+@given(value=integers | floats | decimals | st.booleans() | st.dates() | texts)
+def test_what_fits_a_member_of_a_union_comes_back_as_that_member(hint: Any, value: Any) -> None:
+    if type(value) not in hint.__args__:
+        return
+    schema = taking(hint)
+    try:
+        kept = stored(schema, x=value)
+    except InvalidInput:
+        return
+    assert same(schema.load_input(kept)[1]["x"], value)
+
+
+@pytest.mark.parametrize("member", [Mixed.PAIR, Mixed.NUMBER])
+def test_an_enum_value_that_is_no_json_is_refused(member: Mixed) -> None:
+    with pytest.raises(InvalidInput, match="could not be read back"):
+        taking(Mixed).dump_input({"x": member})
+
+
+def test_a_text_given_for_bytes_is_base64_as_in_json() -> None:
+    assert round_trip(bytes, "__4=") == b"\xff\xfe"
+    with pytest.raises(InvalidInput, match="base64"):
+        taking(bytes).dump_input({"x": "é"})
+
+
+class Money:
+    """A type of its own that defines no equality."""
+
+    def __init__(self, cents: int) -> None:
+        self.cents = cents
+
+
+def test_a_type_without_equality_is_compared_by_its_attributes() -> None:
+    def money(write: Callable[[Money], int]) -> Any:
+        return Annotated[
+            Any,
+            pydantic.PlainValidator(lambda x: x if isinstance(x, Money) else Money(int(x))),
+            PlainSerializer(write),
+        ]
+
+    assert round_trip_money(money(lambda value: value.cents)).cents == 150
+    with pytest.raises(InvalidInput, match="the Money would come back changed"):
+        round_trip_money(money(lambda value: value.cents // 100))
+
+
+def round_trip_money(hint: Any) -> Money:
+    schema = taking(hint)
+    made = schema.load_input(stored(schema, x=Money(150)))[1]["x"]
+    assert isinstance(made, Money)
+    return made
+
+
+def test_a_text_that_holds_json_stays_a_text() -> None:
+    schema = taking(pydantic.Json[list[int]])
+    assert stored(schema, x="[1, 2]") == {"x": "[1,2]"}
+    assert schema.load_input({"x": "[1,2]"}) == ((), {"x": [1, 2]})
+
+
+def test_computed_fields_are_computed_anew() -> None:
+    class Sum(BaseModel):
+        model_config = ConfigDict(extra="forbid")
+        a: int
+
+        @pydantic.computed_field
+        def double(self) -> int:
+            return 2 * self.a
+
+    assert round_trip(Sum, Sum(a=2)).double == 4
 
 
 def test_a_serializer_that_loses_something_is_refused() -> None:
