@@ -1,0 +1,7 @@
+"""The pages in the Django admin: they read the tables and act through the rooms below."""
+
+from django_jobs.admin.catalogue import QueueAdmin, TaskAdmin, WorkerAdmin
+from django_jobs.admin.jobs import JobAdmin
+from django_jobs.admin.runs import WorkflowRunAdmin
+
+__all__ = ["JobAdmin", "QueueAdmin", "TaskAdmin", "WorkerAdmin", "WorkflowRunAdmin"]

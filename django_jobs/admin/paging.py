@@ -1,0 +1,95 @@
+"""Pages of big tables: by key, without counting what nobody reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib.admin.options import IncorrectLookupParameters
+from django.contrib.admin.views.main import ChangeList
+from django.core.exceptions import ValidationError
+from django.core.paginator import Paginator
+from django.db.models import QuerySet
+from django.http import HttpRequest
+from django.utils.text import capfirst
+
+#: Rows are counted up to here; beyond, "more than" is all that is said.
+COUNT_LIMIT = 1000
+OLDER, NEWER = "before", "after"
+
+
+def capped_count(found: QuerySet[Any], limit: int = COUNT_LIMIT) -> int:
+    """How many rows there are, but ``limit + 1`` at most."""
+    return found.order_by().values("pk")[: limit + 1].count()
+
+
+class KeysetChangeList(ChangeList):
+    """The newest first; the next page starts after the last key, so that deep ones cost the same."""
+
+    older_query: str | None = None
+    newer_query: str | None = None
+    newest_query: str | None = None
+    #: Whether there are more rows than ``result_count`` says.
+    count_is_capped = False
+
+    def __init__(self, request: HttpRequest, *args: Any, **kwargs: Any) -> None:
+        self._cursors = {name: request.GET.get(name) for name in (OLDER, NEWER)}
+        super().__init__(request, *args, **kwargs)
+        self.title = capfirst(str(self.opts.verbose_name_plural))
+
+    def get_filters_params(self, params: Any = None) -> Any:
+        # The first method of the base class that looks at the parameters of this request.
+        for given in (self.params, self.filter_params):
+            for name in (OLDER, NEWER):
+                given.pop(name, None)
+        return super().get_filters_params(params)
+
+    def get_ordering(self, request: HttpRequest, queryset: QuerySet[Any]) -> list[Any]:
+        return ["-pk"]
+
+    def get_results(self, request: HttpRequest) -> None:
+        before, after = self._key(OLDER), self._key(NEWER)
+        rows, more = self._page(before, after)
+        if before is None and after is not None and not more:
+            # What is newer fits on one page: that is the first one.
+            after = None
+            rows, more = self._page(None, None)
+        if rows and (more or after is not None):
+            self.older_query = self.get_query_string({OLDER: rows[-1].pk})
+        if rows and (before is not None or after is not None):
+            self.newer_query = self.get_query_string({NEWER: rows[0].pk})
+        if before is not None or after is not None:
+            self.newest_query = self.get_query_string()
+        self._count(len(rows) if self.newest_query is None and not more else None)
+        self.result_list = rows
+        self.show_full_result_count = False
+        self.full_result_count = None
+        self.show_admin_actions = True
+        self.can_show_all = False
+        self.multi_page = more
+        self.paginator = Paginator(rows, self.list_per_page)
+
+    def _page(self, before: Any, after: Any) -> tuple[list[Any], bool]:
+        """The rows of one page, newest first, and whether more follow in the direction asked for."""
+        page, size = self.queryset, self.list_per_page
+        if before is not None:
+            page = page.filter(pk__lt=before)
+        elif after is not None:
+            page = page.filter(pk__gt=after).order_by("pk")
+        rows = list(page[: size + 1])
+        more = len(rows) > size
+        rows = rows[:size]
+        return (rows[::-1] if before is None and after is not None else rows), more
+
+    def _count(self, known: int | None) -> None:
+        found = capped_count(self.queryset) if known is None else known
+        self.result_count = min(found, COUNT_LIMIT)
+        self.count_is_capped = found > COUNT_LIMIT
+
+    def _key(self, name: str) -> Any:
+        value = self._cursors[name]
+        if not value:
+            return None
+        try:
+            return self.opts.pk.to_python(value)
+        except ValidationError as error:
+            raise IncorrectLookupParameters from error
