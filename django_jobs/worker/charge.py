@@ -8,6 +8,7 @@ import threading
 from uuid import UUID
 
 _SLOT = struct.Struct("=16sQ")
+_COUNT = struct.Struct("=Q")
 EMPTY = bytes(16)
 
 
@@ -16,13 +17,14 @@ class Charges:
 
     def __init__(self, slots: int = 256) -> None:
         self._slots = slots
-        self._memory = mmap.mmap(-1, _SLOT.size * slots)
+        self._memory = mmap.mmap(-1, _SLOT.size * slots + _COUNT.size)
         self._lock = threading.Lock()
         self._places: dict[UUID, int] = {}
         self._free = list(range(slots))
 
     def enter(self, job_id: UUID, fence: int) -> None:
         with self._lock:
+            _COUNT.pack_into(self._memory, _SLOT.size * self._slots, self.entered + 1)
             if job_id in self._places or not self._free:
                 return
             place = self._free.pop()
@@ -35,6 +37,11 @@ class Charges:
             if place is not None:
                 _SLOT.pack_into(self._memory, place * _SLOT.size, EMPTY, 0)
                 self._free.append(place)
+
+    @property
+    def entered(self) -> int:
+        """How many executions have begun."""
+        return int(_COUNT.unpack_from(self._memory, _SLOT.size * self._slots)[0])
 
     def running(self) -> set[UUID]:
         """The jobs that were being run, as the supervisor reads them."""

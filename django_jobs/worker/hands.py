@@ -69,12 +69,13 @@ class Hands:
             self._closed = True
             self._turn.notify_all()
         self.pool.shutdown(wait=False, cancel_futures=True)
+        self.loop.stop()
 
     def room(self, leaving: int = 0) -> int:
         """How many jobs to take: for the free threads, and as many as will be run within a moment.
 
-        ``leaving`` of those in hand have ended and are about to be recorded. Small top-ups cost a statement each, so a busy worker asks again only when a good part of
-        its line is used up.
+        ``leaving`` of those in hand have ended and are about to be recorded. Small top-ups cost a
+        statement each, so a busy worker asks again only when a good part of its line is used up.
         """
         ahead = min(int(self.threads * PREFETCH_SECONDS / max(self.average, 1e-6)), PREFETCH)
         in_hand = len(self.in_hand) - leaving
@@ -103,7 +104,7 @@ class Hands:
     def drop(self, claim: Claim) -> None:
         self.in_hand.pop(claim.job_id, None)
 
-    def later(self, function: Callable[..., Any], *args: Any) -> None:
+    def later(self, function: Callable[..., Any], *args: Any) -> Future[None]:
         """Run something small after an outcome is stored, outside of the database thread."""
 
         def work() -> None:
@@ -114,7 +115,7 @@ class Hands:
             finally:
                 clean_up()
 
-        self.pool.submit(work)
+        return self.pool.submit(work)
 
     # --- executing ----------------------------------------------------------------------------
 
@@ -152,7 +153,7 @@ class Hands:
                 clean_up()
 
     def _execute(self, claim: Claim) -> None:
-        if claim.revoked is not None or clock.monotonic() > claim.deadline:
+        if claim.revoked is not None or (claim.deadline and clock.monotonic() > claim.deadline):
             self._conclude(claim, Lost(), Lost())
             return
         if self._charges is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Coroutine
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -25,7 +25,7 @@ from django_jobs.store.session import Session, engine_alias
 from django_jobs.worker import announcing, execution, intake
 from django_jobs.worker.desk import Desk, DirectRecorder
 from django_jobs.worker.execution import Environment, Execution
-from django_jobs.worker.loop import LoopThread
+from django_jobs.worker.hands import Hands
 from django_jobs.worker.report import RunReport, count
 from django_jobs.worker.sweep import sweep
 
@@ -160,78 +160,40 @@ class Batch:
         return outcomes
 
     def _together(self, claims: list[Claim]) -> list[Outcome]:
-        if not claims:
-            return []
+        """Run in threads; the calling thread writes, renews leases and waits for what follows."""
         desk = Desk(self.alias, self.settings.lease)
         outcomes: list[Outcome] = []
-        loop = LoopThread()
         left = len(claims)
+        followers: list[Future[None]] = []
 
-        def ended(
-            claim: Claim, prepared: Execution | Outcome, outcome: Outcome, pool: ThreadPoolExecutor
-        ) -> None:
+        def concluded(claim: Claim, prepared: Execution | Outcome, outcome: Outcome) -> None:
             def told(answer: str) -> None:
                 nonlocal left
                 left -= 1
                 outcomes.append(outcome if answer == "written" else Lost())
                 if answer == "written":
-                    followers.append(
-                        pool.submit(_in_thread, after, self.alias, prepared, claim, outcome, desk)
-                    )
+                    followers.append(hands.later(after, self.alias, prepared, claim, outcome))
 
             desk.finish(Finish(claim, outcome), told)
 
-        followers: list[Any] = []
-        size = THREADS
-        with (
-            ThreadPoolExecutor(size * 2, thread_name_prefix="jobs-step") as steps,
-            ThreadPoolExecutor(size, thread_name_prefix="jobs") as pool,
-        ):
-            environment = Environment(desk, loop, steps)
-            for claim in claims:
-                pool.submit(_in_thread, self._execute, claim, environment, ended, pool)
-            beat = clock.monotonic()
-            while left:
-                desk.wait(0.5)
+        hands = Hands(self.alias, THREADS, desk, None, concluded)
+        hands.start()
+        hands.put(claims)
+        beat = clock.monotonic()
+        try:
+            while left or not all(follower.done() for follower in followers):
+                desk.wait(0.5 if left else 0.02)
                 desk.flush(self.session)
                 if clock.monotonic() - beat > self.settings.heartbeat:
                     beat = clock.monotonic()
                     renew_all(self.session, claims, self.settings.lease)
-            for follower in followers:
-                while not follower.done():
-                    desk.wait(0.05)
-                    desk.flush(self.session)
+        finally:
+            hands.close()
         desk.flush(self.session)
-        loop.stop()
         return outcomes
 
-    def _execute(
-        self, claim: Claim, environment: Environment, ended: Any, pool: ThreadPoolExecutor
-    ) -> None:
-        prepared = execution.prepare(claim, environment)
-        if isinstance(prepared, Execution):
-            announcing.started(self.alias, claim)
-            outcome = environment.loop.run(prepared.arun()) if prepared.is_async else prepared.run()
-        else:
-            outcome = prepared
-        ended(claim, prepared, outcome, pool)
 
-
-def _in_thread(function: Any, *args: Any) -> None:
-    """Run in a pool's thread and leave no connection behind."""
-    try:
-        function(*args)
-    finally:
-        connections.close_all()
-
-
-def after(
-    alias: str,
-    prepared: Execution | Outcome,
-    claim: Claim,
-    outcome: Outcome,
-    desk: Desk | None = None,
-) -> None:
+def after(alias: str, prepared: Execution | Outcome, claim: Claim, outcome: Outcome) -> None:
     """Callbacks and signals, once the outcome is stored."""
     if isinstance(prepared, Execution) and execution.has_callback(prepared, outcome):
         error = execution.call_back(prepared, outcome)

@@ -6,14 +6,16 @@ import contextlib
 import logging
 import os
 import signal
+import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
 from django.db import connections
 
 from django_jobs import clock, conf, ids
+from django_jobs.lifecycle import Status
 from django_jobs.store import leases, workers
 from django_jobs.store.session import Session
 from django_jobs.worker.charge import Charges
@@ -24,6 +26,10 @@ logger = logging.getLogger("django_jobs.worker")
 
 #: Exit codes of a child.
 DONE, FAILED_JOBS = 0, 3
+#: What a child is told: finish what runs, or hand it back now.
+STOP, STOP_NOW = signal.SIGTERM, signal.SIGUSR1
+#: What the supervisor listens to.
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 #: Seconds between two looks at the children, and the longest pause before a restart.
 LOOK, SLOWEST_RESTART = 0.1, 5.0
 
@@ -34,8 +40,16 @@ class Running:
 
     pid: int
     worker: UUID
+    plan: Plan
     charges: Charges
     started: float
+
+    def plan_of_successor(self) -> Plan | None:
+        """The same without what this child has executed of its limit; None when nothing is left."""
+        if self.plan.limit is None:
+            return self.plan
+        left = self.plan.limit - self.charges.entered
+        return replace(self.plan, limit=left) if left > 0 else None
 
 
 class Supervisor:
@@ -52,10 +66,10 @@ class Supervisor:
 
     def run(self) -> bool:
         """Supervise until the end; whether a job of theirs ended failed."""
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in SIGNALS:
             signal.signal(number, self._on_signal)
-        for _ in range(self.processes):
-            self._start()
+        for plan in self._plans():
+            self._start(plan)
         while self._children:
             self._reap()
             time.sleep(LOOK)
@@ -65,23 +79,35 @@ class Supervisor:
     def _on_signal(self, number: int, frame: Any) -> None:
         self._stops += 1
         for child in list(self._children.values()):
-            _send(child.pid, signal.SIGTERM)
+            _send(child.pid, STOP if self._stops == 1 else STOP_NOW)
 
     # --- children -----------------------------------------------------------------------------
 
-    def _start(self) -> None:
+    def _plans(self) -> list[Plan]:
+        """One for each child. A limit is the command's, so that each child gets a share of it."""
+        limit = self.plan.limit
+        if limit is None:
+            return [self.plan] * self.processes
+        each, rest = divmod(limit, self.processes)
+        shares = [each + (number < rest) for number in range(self.processes)]
+        return [replace(self.plan, limit=share) for share in shares if share]
+
+    def _start(self, plan: Plan) -> None:
         charges = Charges()
         worker = ids.worker_id()
         # A child must never share the parent's connections: closing its copy would end them.
         connections.close_all()
         parent = os.getpid()
+        # Until the child has handlers of its own, a signal would run its copy of ours and be lost.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {*SIGNALS, STOP_NOW})
         pid = os.fork()
         if pid == 0:
-            _become_child(self.plan, worker, self.id, charges, parent)
-        self._children[pid] = Running(pid, worker, charges, clock.monotonic())
+            _become_child(plan, worker, self.id, charges, parent)
+        self._children[pid] = Running(pid, worker, plan, charges, clock.monotonic())
         logger.debug("Started worker %s as process %d.", worker, pid)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {*SIGNALS, STOP_NOW})
         if self._stops:
-            _send(pid, signal.SIGTERM)
+            _send(pid, STOP)
 
     def _reap(self) -> None:
         for pid in list(self._children):
@@ -98,17 +124,18 @@ class Supervisor:
             self._failed_jobs |= code == FAILED_JOBS
             self._take_back(child, "the worker process has ended", charged=False)
             if not self._stops and not self._is_finished():
-                self._start()
+                self._start(child.plan)
             return
         how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
         logger.error("Worker process %d ended by %s.", child.pid, how)
         self._take_back(child, f"worker process ended by {how}", charged=True)
-        if not self._stops:
+        plan = child.plan_of_successor()
+        if plan is not None and not self._stops:
             self._restarts = (
                 self._restarts + 1 if clock.monotonic() - child.started < SLOWEST_RESTART else 0
             )
             time.sleep(min(0.1 * 2 ** min(self._restarts, 6) - 0.1, SLOWEST_RESTART))
-            self._start()
+            self._start(plan)
 
     def _is_finished(self) -> bool:
         """Whether a child that ended by itself is not to be replaced."""
@@ -122,12 +149,13 @@ class Supervisor:
         try:
             session = Session(self.plan.alias)
             for job in leases.held_by(session, child.worker):
-                session.committed(
+                outcome = session.committed(
                     lambda s, job=job: leases.take_back(  # type: ignore[misc]
                         s, job, message=message, crash_limit=limit, dead=True,
                         charged=charged and job.job_id in running,
                     )
                 )  # fmt: skip
+                self._failed_jobs |= outcome == Status.FAILED
             session.committed(
                 lambda s: workers.sign_off(s, child.worker, "lost" if charged else "stopped")
             )
@@ -153,8 +181,7 @@ def _become_child(
     try:
         child = Child(plan, supervisor=supervisor, charges=charges)
         child.id = worker
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: child.stop())
+        _listen(child)
         child.watch_parent(parent)
         report = child.serve()
         code = FAILED_JOBS if report.failed else DONE
@@ -163,6 +190,29 @@ def _become_child(
     finally:
         _flush_output()
         os._exit(code)
+
+
+def _listen(child: Child) -> None:
+    """Let signals stop ``child``.
+
+    The handlers only ring: what they interrupt may hold the locks that stopping needs. A SIGTERM
+    to the whole group reaches a child directly and by its supervisor: once counts.
+    """
+    rings, bell = os.pipe()
+
+    def answer() -> None:
+        told: set[bytes] = set()
+        while number := os.read(rings, 1):
+            if number not in told:
+                told.add(number)
+                child.stop()
+
+    threading.Thread(target=answer, name="jobs-signals", daemon=True).start()
+    for number in (STOP, STOP_NOW):
+        signal.signal(number, lambda number, frame: os.write(bell, bytes([number])))
+    # Ctrl-C reaches a child as well; its supervisor tells it what to do.
+    signal.signal(signal.SIGINT, lambda number, frame: None)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {*SIGNALS, STOP_NOW})
 
 
 def _flush_output() -> None:
