@@ -96,6 +96,7 @@ def take_back(
         moved = record.hand_back(session, job.job_id, job.fence, reason=message, worker=job.worker)
         _free(session, job, final=False)
         return "handed back" if moved else None
+    message += _step_in_hand(session, job.job_id)
     error: ErrorDict = {
         "type": "django_jobs.errors.JobsError", "message": message, "traceback": "", "code": "crashed",
     }  # fmt: skip
@@ -124,6 +125,15 @@ def take_back(
         )  # fmt: skip
     _free(session, job, final=to == Status.FAILED)
     return str(to)
+
+
+def _step_in_hand(session: Session, job_id: UUID) -> str:
+    """`` in step …`` for the message of a crash: the step that was started last and has no end."""
+    row = session.one(
+        "SELECT step_id FROM {taskstatus} WHERE job_id = %(id)s AND status = 'running' ORDER BY id DESC LIMIT 1",
+        id=job_id,
+    )
+    return f" in step {row[0]}" if row else ""
 
 
 def _let_go(session: Session, job: Expired, where: str) -> str | None:
