@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -20,7 +21,7 @@ from tests.support import ROOT, subprocess_env, vendor
 
 T = TypeVar("T")
 #: Seconds after which a wait has failed, on a machine that is busy with other things.
-PATIENCE = 30.0
+PATIENCE = 60.0
 #: Leases that end soon, and workers that look often. Seconds.
 QUICK = {
     "LEASE": 2.0,
@@ -117,10 +118,8 @@ class RunJobs:
 
     def kill_all(self) -> None:
         """kill -9 of the whole tree at once."""
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self.process.wait()
 
     def wait(self, seconds: float = PATIENCE) -> int:
