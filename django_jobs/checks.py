@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from django.apps import AppConfig
@@ -15,7 +16,7 @@ from django_jobs.errors import JobsError
 
 
 @register("django_jobs")
-def check_settings(app_configs: list[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
     """django_jobs.E001: a wrong or unknown key of DJANGO_JOBS."""
     return [
         Error(problem.message, hint=problem.hint, id="django_jobs.E001")
@@ -24,7 +25,7 @@ def check_settings(app_configs: list[AppConfig] | None, **kwargs: Any) -> list[C
 
 
 @register("django_jobs")
-def check_definitions(app_configs: list[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+def check_definitions(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
     """django_jobs.E002: a hint that cannot be resolved or stored."""
     found: list[CheckMessage] = []
     for definition in registry.every():
@@ -38,7 +39,7 @@ def check_definitions(app_configs: list[AppConfig] | None, **kwargs: Any) -> lis
 
 
 @register("django_jobs")
-def check_time_zones(app_configs: list[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+def check_time_zones(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
     """django_jobs.E003: the engine needs aware datetimes."""
     if django_settings.USE_TZ:
         return []
@@ -53,7 +54,7 @@ def check_time_zones(app_configs: list[AppConfig] | None, **kwargs: Any) -> list
 
 @register("django_jobs", "database")
 def check_database(
-    app_configs: list[AppConfig] | None, databases: list[str] | None = None, **kwargs: Any
+    app_configs: Sequence[AppConfig] | None, databases: Sequence[str] | None = None, **kwargs: Any
 ) -> list[CheckMessage]:
     """django_jobs.E004, W001: the database that holds the jobs."""
     from django_jobs.store.dialects import DIALECTS

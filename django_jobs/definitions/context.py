@@ -41,9 +41,10 @@ class Log(Protocol):
 class Driver(Protocol):
     """What an attempt offers to its contexts."""
 
-    log: Log
     version: str | None
 
+    @property
+    def log(self) -> Log: ...
     @property
     def job(self) -> Job: ...
     @property

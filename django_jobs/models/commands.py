@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     pass
 
 
-class JobQuerySet(models.QuerySet["Job"]):
+class JobQuerySet(models.QuerySet[Any]):
     """A queryset of jobs."""
 
 

@@ -11,7 +11,7 @@ from django.db.backends.ddl_references import Statement
 from django.db.models import Q
 
 
-class NameField(models.CharField):  # type: ignore[type-arg]
+class NameField(models.CharField):
     """A name compared byte for byte, on MySQL and MariaDB as well."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -23,7 +23,7 @@ class JobManager(models.Manager["Job"].from_queryset(JobQuerySet)):  # type: ign
     """Jobs as people count them: without the units of a run that other workers claim."""
 
     def get_queryset(self) -> JobQuerySet:
-        return super().get_queryset().exclude(kind=Kind.STEP)  # type: ignore[no-any-return]
+        return super().get_queryset().exclude(kind=Kind.STEP)
 
 
 class Job(JobCommands, models.Model):
@@ -261,7 +261,7 @@ class WorkflowRunManager(JobManager):
 class WorkflowRun(Job):
     """A job whose target is a workflow: a code workflow or a declared graph."""
 
-    objects = WorkflowRunManager()
+    objects = WorkflowRunManager()  # type: ignore[misc]
 
     class Meta:
         proxy = True

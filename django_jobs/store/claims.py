@@ -367,13 +367,28 @@ STEP_COLUMNS = (
 )
 
 
+STEP_FIELDS = (
+    "id", "step_key", "step_id", "slug", "kind", "status", "input", "output", "error", "total_tried", "failures",
+    "done_no", "wake_at", "event_name", "child", "parent_key",
+)  # fmt: skip
+
+
 def read_steps(session: Session, job_id: UUID) -> list[StepRecord]:
     """All step records of a run, in order of first start."""
     rows = session.rows(
         f"SELECT {STEP_COLUMNS} FROM {{taskstatus}} WHERE job_id = %(id)s ORDER BY id", id=job_id
     )
     time, uuid = session.dialect.time, session.dialect.uuid
-    return [StepRecord(*row[:12], time(row[12]), row[13], uuid(row[14]), row[15]) for row in rows]
+    return [
+        StepRecord(
+            **{
+                **dict(zip(STEP_FIELDS, row, strict=True)),
+                "wake_at": time(row[12]),
+                "child": uuid(row[14]),
+            }
+        )
+        for row in rows
+    ]
 
 
 def claimable_ids(session: Session, job_ids: Iterable[UUID]) -> list[UUID]:

@@ -24,7 +24,7 @@ def scope(
         found = found.exclude(queue_name__in=excluded)
     if where is not None and where:
         found = found.filter(where)
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def waiting(jobs: JobQuerySet) -> tuple[int, datetime | None]:

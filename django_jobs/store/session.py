@@ -62,15 +62,15 @@ class Session:
 
     def rows(self, template: str, **params: Any) -> list[tuple[Any, ...]]:
         """Run a statement and return its rows."""
-        return self._execute(template, params).fetchall()  # type: ignore[no-any-return]
+        return self._execute(template, params).fetchall()
 
     def one(self, template: str, **params: Any) -> tuple[Any, ...] | None:
         """Run a statement and return its first row, or None."""
-        return self._execute(template, params).fetchone()  # type: ignore[no-any-return]
+        return self._execute(template, params).fetchone()
 
     def run(self, template: str, **params: Any) -> int:
         """Run a statement and return the number of rows it touched."""
-        return self._execute(template, params).rowcount  # type: ignore[no-any-return]
+        return self._execute(template, params).rowcount
 
     def many(self, template: str, items: Sequence[Mapping[str, Any]]) -> None:
         """Run a statement once for each of ``items``."""

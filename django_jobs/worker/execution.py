@@ -276,9 +276,9 @@ def tenant_context(claim: Claim) -> contextlib.AbstractContextManager[Any]:
     path = conf.get().tenant_context
     if path is None:
         return contextlib.nullcontext()
-    return _tenant_context(path)(claim)  # type: ignore[no-any-return]
+    return _tenant_context(path)(claim)
 
 
 @functools.lru_cache(maxsize=8)
 def _tenant_context(path: str) -> Callable[[Any], Any]:
-    return import_string(path)  # type: ignore[no-any-return]
+    return import_string(path)

@@ -232,7 +232,7 @@ class CallingLoop:
         async def work() -> T:
             return await coroutine
 
-        return async_to_sync(work)()  # type: ignore[no-any-return]
+        return async_to_sync(work)()
 
 
 class Heartbeats:

@@ -54,7 +54,7 @@ NAMES: dict[type[Any], str] = {
 
 def count(outcomes: list[Outcome]) -> RunReport:
     """The report of these outcomes; parked and handed back passes count as nothing."""
-    totals = dict.fromkeys(NAMES.values(), 0)
+    totals: dict[str, Any] = dict.fromkeys(NAMES.values(), 0)
     for outcome in outcomes:
         name = NAMES.get(type(outcome))
         if name is not None:
