@@ -76,9 +76,8 @@ def _jobs(task: Definition | str) -> list[Job]:
 
 
 def _matches(task: Definition | str, job: Job, wanted: dict[str, Any]) -> bool:
-    if not isinstance(task, str):
-        if job.version != task.version or not _fits_options(task.options, job):
-            return False
+    if not (isinstance(task, str) or _is_call_of(task, job)):
+        return False
     typed = _typed(task, job)
     return all(
         _same(job.input.get(name, MISSING), value) or _same(typed.get(name, MISSING), value)
@@ -103,6 +102,10 @@ def _typed(task: Definition | str, job: Job) -> dict[str, Any]:
     except InvalidInput:
         return {}
     return {**dict(zip(definition.schema.parameter_names, args, strict=False)), **kwargs}
+
+
+def _is_call_of(task: Definition, job: Job) -> bool:
+    return job.version == task.version and _fits_options(task.options, job)
 
 
 def _fits_options(options: Options, job: Job) -> bool:

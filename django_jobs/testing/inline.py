@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from django.db import connections, transaction
@@ -68,13 +68,18 @@ class InlineRunner:
             job.refresh_from_db()
 
 
+def _blocks_of_test(alias: str) -> list[bool]:
+    """For each open transaction block, outermost first, whether it is one of TestCase."""
+    blocks: list[Any] = connections[alias].atomic_blocks
+    return [block._from_testcase for block in blocks]
+
+
 def _is_in_test_transaction(alias: str) -> bool:
     """Whether the outermost transaction is the one that TestCase rolls back."""
-    blocks = connections[alias].atomic_blocks
-    return bool(blocks) and blocks[0]._from_testcase
+    return any(_blocks_of_test(alias)[:1])
 
 
 def _is_in_test_transaction_only(alias: str) -> bool:
     # TestCase opens one block for its class and one for each test.
-    blocks = connections[alias].atomic_blocks
-    return bool(blocks) and all(block._from_testcase for block in blocks)
+    blocks = _blocks_of_test(alias)
+    return bool(blocks) and all(blocks)

@@ -168,7 +168,7 @@ def test_async_tasks_and_workflows_see_the_transaction_of_the_test() -> None:
     @workflow
     async def run_it(run: WorkflowContext) -> int:
         first = await run.task("count", count)
-        second = await run.inline("again", lambda: Job.objects.count())
+        second = await run.inline("again", Job.objects.count)
         await count.aenqueue()
         return int(first + second)
 
