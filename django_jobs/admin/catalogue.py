@@ -7,8 +7,6 @@ from typing import Any
 from urllib.parse import urlencode
 
 from django.contrib import admin
-from django.db.models import QuerySet
-from django.http import HttpRequest
 from django.utils import timezone
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
@@ -19,6 +17,7 @@ from django.utils.translation import gettext_lazy
 from django_jobs import clock, conf
 from django_jobs.admin import detail, formatting
 from django_jobs.admin.base import ReadOnlyAdmin
+from django_jobs.admin.filters import KindFilter, PausedFilter
 from django_jobs.models import Job, Queue, Task, Worker
 
 
@@ -36,35 +35,26 @@ def _jobs_link(model_admin: admin.ModelAdmin[Any], **query: str) -> SafeString |
     return format_html('<a href="{}?{}">{}</a>', listed, urlencode(query), _("jobs"))
 
 
-class SwitchedFilter(admin.SimpleListFilter):
-    """Paused or not."""
-
-    title = gettext_lazy("paused")
-    parameter_name = "paused"
-
-    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
-        return [("1", gettext_lazy("yes")), ("0", gettext_lazy("no"))]
-
-    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        value = self.value()
-        return queryset.filter(paused=value == "1") if value in ("0", "1") else queryset
-
-
 @admin.register(Task)
 class TaskAdmin(ReadOnlyAdmin):
     """The catalogue of registered tasks and workflows."""
 
     list_display = [
-        "slug", "label", "kind", "queue_name", "shown_versions", "state", "shown_seen", "jobs",
+        "slug", "label", "kind", "queue", "shown_versions", "state", "shown_seen", "jobs",
     ]  # fmt: skip
-    list_filter = ["kind", SwitchedFilter]
+    list_filter = [KindFilter, PausedFilter]
     search_fields = ["slug__startswith", "label__icontains"]
+    search_placeholder = gettext_lazy("slug or label")
     ordering = ["slug"]
     readonly_fields = [
-        "slug", "label", "kind", "shown_description", "queue_name", "shown_versions", "state", "first_seen",
+        "slug", "label", "kind", "shown_description", "queue", "shown_versions", "state", "first_seen",
         "last_seen", "jobs", "shown_input", "shown_output",
     ]  # fmt: skip
     fields = tuple(readonly_fields)
+
+    @admin.display(description=gettext_lazy("queue"), ordering="queue_name")
+    def queue(self, task: Task) -> str:
+        return task.queue_name
 
     @admin.display(description=gettext_lazy("versions"))
     def shown_versions(self, task: Task) -> str:
@@ -103,7 +93,7 @@ class QueueAdmin(ReadOnlyAdmin):
     """The queues, with their limits."""
 
     list_display = ["name", "state", "shown_limit", "priority", "shown_fair_by", "owner", "jobs"]
-    list_filter = [SwitchedFilter]
+    list_filter = [PausedFilter]
     search_fields = ["name__startswith"]
     ordering = ["name"]
     readonly_fields = ["name", "state", "shown_limit", "priority", "shown_fair_by", "owner", "jobs"]
@@ -139,6 +129,7 @@ class WorkerAdmin(ReadOnlyAdmin):
         "shown_beat",
     ]  # fmt: skip
     search_fields = ["hostname__startswith"]
+    search_placeholder = gettext_lazy("host")
     ordering = ["-heartbeat_at"]
     readonly_fields = [
         "id", "hostname", "pid", "supervisor", "state", "drain", "shown_queues", "threads", "jobs_in_hand",

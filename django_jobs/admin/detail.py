@@ -102,10 +102,13 @@ def problem(error: Any) -> Problem | None:
     if not isinstance(error, dict):
         error = {"message": error}
     text = {name: "" if error.get(name) is None else str(error[name]) for name in error}
+    line = formatting.one_line(error)
+    message = text.get("message", "")
     return Problem(
-        line=formatting.one_line(error),
+        line=line,
         kind=text.get("type", ""),
-        message=text.get("message", ""),
+        # Not twice: the line says all of a short message.
+        message="" if line.endswith(message) else message,
         code=text.get("code", ""),
         traceback=text.get("traceback", ""),
         step=text.get("step_id", ""),

@@ -86,7 +86,7 @@ class ChoiceFilter(admin.SimpleListFilter):
     def has_output(self) -> bool:
         return True
 
-    def names(self, request: HttpRequest) -> Iterable[tuple[str, str]]:
+    def names(self, request: HttpRequest) -> Iterable[tuple[str, Any]]:
         """The values and their labels."""
         raise NotImplementedError
 
@@ -166,3 +166,27 @@ class QueueFilter(ChoiceFilter):
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         value = self.value()
         return queryset.filter(queue_name=value) if value else queryset
+
+
+class PausedFilter(ChoiceFilter):
+    title = _("paused")
+    parameter_name = "paused"
+
+    def names(self, request: HttpRequest) -> Iterable[tuple[str, Any]]:
+        return [("1", _("yes")), ("0", _("no"))]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        value = self.value()
+        return queryset.filter(paused=value == "1") if value in ("0", "1") else queryset
+
+
+class KindFilter(ChoiceFilter):
+    title = _("kind")
+    parameter_name = "kind"
+
+    def names(self, request: HttpRequest) -> Iterable[tuple[str, Any]]:
+        return [(str(kind), str(kind)) for kind in Kind if kind != Kind.STEP]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        value = self.value()
+        return queryset.filter(kind=value) if value else queryset

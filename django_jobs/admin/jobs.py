@@ -37,14 +37,14 @@ PAYLOAD_PERMISSION = "django_jobs.view_payload_job"
 class JobAdmin(ReadOnlyAdmin):
     """Whatever was enqueued, tasks and workflow runs alike."""
 
-    change_list_template = "admin/django_jobs/change_list.html"
     detail_template = "admin/django_jobs/job.html"
     step_template = "admin/django_jobs/step.html"
     list_display = [
-        "name", "shown_status", "queue_name", "priority", "created", "started", "took", "tries", "problem",
+        "name", "shown_status", "queue", "priority", "created", "started", "took", "tries", "problem",
     ]  # fmt: skip
     list_filter = [filters.StatusFilter, filters.SlugFilter, filters.QueueFilter]
     search_fields = ["slug", "id"]
+    search_placeholder = gettext_lazy("slug or id")
     search_help_text = gettext_lazy("The beginning of a task's slug or of a job's id.")
     ordering = ["-pk"]
     sortable_by = ()
@@ -63,25 +63,8 @@ class JobAdmin(ReadOnlyAdmin):
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[KeysetChangeList]:
         return KeysetChangeList
 
-    def changelist_view(
-        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
-    ) -> HttpResponse:
-        response = super().changelist_view(request, extra_context)
-        if isinstance(response, TemplateResponse) and response.context_data is not None:
-            changelist = response.context_data.get("cl")
-            if changelist is not None:
-                response.context_data |= self._toolbar(request, changelist)
-        return response
-
-    def _toolbar(self, request: HttpRequest, changelist: KeysetChangeList) -> dict[str, Any]:
-        selects = [s for s in changelist.filter_specs if isinstance(s, filters.ChoiceFilter)]
-        own = {"q", *(spec.parameter_name for spec in selects)}
-        return {
-            "tabs": self.tabs(request, changelist),
-            "selects": selects,
-            "kept": [pair for pair in changelist.params.items() if pair[0] not in own],
-            "narrowed": any(changelist.params.values()),
-        }
+    def toolbar(self, request: HttpRequest, changelist: Any) -> dict[str, Any]:
+        return {**super().toolbar(request, changelist), "tabs": self.tabs(request, changelist)}
 
     def tabs(self, request: HttpRequest, changelist: KeysetChangeList) -> list[dict[str, Any]]:
         """A link for each status; with numbers where nothing else narrows the list."""
@@ -143,6 +126,10 @@ class JobAdmin(ReadOnlyAdmin):
             )  # fmt: skip
         return shown
 
+    @admin.display(description=gettext_lazy("queue"))
+    def queue(self, job: Job) -> str:
+        return job.queue_name
+
     @admin.display(description=gettext_lazy("created"))
     def created(self, job: Job) -> SafeString | str:
         return formatting.moment(job.created_at)
@@ -157,11 +144,11 @@ class JobAdmin(ReadOnlyAdmin):
 
     @admin.display(description=gettext_lazy("attempts"))
     def tries(self, job: Job) -> SafeString | str:
-        if job.crashes:
-            return format_html(
-                '{} <span class="dj-quiet" title="{}">+{}</span>', job.attempts, _("crashes"), job.crashes
-            )  # fmt: skip
-        return str(job.attempts)
+        if not job.crashes:
+            return str(job.attempts)
+        return format_html(
+            '{} <span class="dj-quiet" title="{}">+{}</span>', job.attempts, _("crashes"), job.crashes
+        )  # fmt: skip
 
     @admin.display(description=gettext_lazy("error"), empty_value="")
     def problem(self, job: Any) -> SafeString | str:

@@ -22,9 +22,18 @@ def capped_count(found: QuerySet[Any], limit: int = COUNT_LIMIT) -> int:
     return found.order_by().values("pk")[: limit + 1].count()
 
 
-class KeysetChangeList(ChangeList):
+class TitledChangeList(ChangeList):
+    """A list that is called by what it lists."""
+
+    def __init__(self, request: HttpRequest, *args: Any, **kwargs: Any) -> None:
+        super().__init__(request, *args, **kwargs)
+        self.title = capfirst(str(self.opts.verbose_name_plural))
+
+
+class KeysetChangeList(TitledChangeList):
     """The newest first; the next page starts after the last key, so that deep ones cost the same."""
 
+    by_key = True
     older_query: str | None = None
     newer_query: str | None = None
     newest_query: str | None = None
@@ -34,7 +43,6 @@ class KeysetChangeList(ChangeList):
     def __init__(self, request: HttpRequest, *args: Any, **kwargs: Any) -> None:
         self._cursors = {name: request.GET.get(name) for name in (OLDER, NEWER)}
         super().__init__(request, *args, **kwargs)
-        self.title = capfirst(str(self.opts.verbose_name_plural))
 
     def get_filters_params(self, params: Any = None) -> Any:
         # The first method of the base class that looks at the parameters of this request.

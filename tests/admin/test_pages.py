@@ -40,7 +40,9 @@ def page(client: Client, url: str) -> str:
 
 def words(content: str) -> str:
     """The page as read: main part, without tags."""
-    main = content[content.index('id="content"') :]
+    main = re.sub(
+        r'<span class="dj-label">[^<]*</span>', "", content[content.index('id="content"') :]
+    )
     return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", main)).split())
 
 
