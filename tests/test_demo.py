@@ -129,6 +129,17 @@ def test_a_charge_that_vanishes_from_the_ledger_is_a_difference(demo: Demo) -> N
     assert f"order {victim}: not charged" in again.stdout
 
 
+def test_a_ledger_that_knows_nothing_of_the_orders_in_the_database_is_refused(demo: Demo) -> None:
+    lines = demo.orders.read_text(encoding="utf-8").splitlines(keepends=True)
+    demo.orders.write_text("".join(lines[:4]), encoding="utf-8")
+    assert demo.run().returncode == 0
+    demo.folder.rename(demo.folder.with_name("elsewhere"))
+    second = demo.run()
+    assert second.returncode == 1
+    assert "--fresh" in second.stderr
+    assert demo.run("--fresh").returncode == 0
+
+
 def test_a_file_that_holds_no_orders_is_refused_with_what_is_missing(demo: Demo) -> None:
     demo.orders.write_text("number,price\n1,2\n")
     run = demo.run()

@@ -159,7 +159,10 @@ class Command(BaseCommand):
         sabotaged = asked.sabotage or (kept and kept.sabotage)
         if sabotaged and kept and not self.options["fresh"]:
             self._say("A sabotaged run and a sound one do not mix: starting over.")
-        return bool(self.options["fresh"] or sabotaged)
+        emptied = (self.data / "ledger.sqlite3").exists() and not Order.objects.exists()
+        if emptied and not self.options["fresh"]:
+            self._say(f"{_short(self.data)} is of a database that is gone: starting over.")
+        return bool(self.options["fresh"] or sabotaged or emptied)
 
     def _start_over(self) -> None:
         """Forget the shop's rows, its jobs and the data folder; nothing else of the database."""
@@ -189,8 +192,6 @@ class Command(BaseCommand):
             raise CommandError(
                 f"The database has orders, but {self.data} knows nothing of them: add --fresh."
             )
-        if kept and kept.kills and not Order.objects.exists():
-            raise CommandError(f"{self.data} belongs to another database: add --fresh.")
 
     # Meanwhile
 
@@ -276,7 +277,7 @@ class Command(BaseCommand):
         if run.done:
             self._say(
                 f"Speed: {run.done} jobs in {run.seconds:.1f} s,"
-                f" {run.done / run.seconds:.0f} jobs/s with both kills and recoveries in it"
+                f" {run.done / run.seconds:.0f} jobs/s, kills and recoveries included"
             )
         self._say(f"Files: {_short(self.data)} has the ledger, mails, rejected.csv and logs")
         self._say("")
