@@ -1,5 +1,6 @@
 """Schemas: binding, validation, and that whatever is stored comes back as it was."""
 
+import contextlib
 import dataclasses
 import enum
 import functools
@@ -24,6 +25,7 @@ from django.test import override_settings
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, SecretStr, model_validator
+from pydantic_core import core_schema
 from typing_extensions import TypedDict
 
 from django_jobs import jsonvalues
@@ -821,6 +823,19 @@ def test_partials_methods_wrappers_and_callable_objects_have_schemas() -> None:
     assert Schema(wrapper).load_input({"a": "1.5", "b": 1})[1] == {"a": Decimal("1.5"), "b": 1}
 
 
+class Quiet(contextlib.ContextDecorator):
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+
+def test_hints_beneath_a_decorator_of_another_module_are_resolved_where_they_stand() -> None:
+    @Quiet()
+    def function(a: "Decimal") -> None: ...
+
+    assert Schema(function).load_input({"a": "1.5"}) == ((), {"a": Decimal("1.5")})
+
+
 def test_hints_written_as_text_see_the_enclosing_function() -> None:
     class Local(BaseModel):
         n: Decimal
@@ -891,26 +906,34 @@ assert schema.dump_input({"a": "5"}) == {"a": 5}
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_many_threads_may_resolve_one_schema() -> None:
-    class Big(BaseModel):
-        a: dict[str, list[Order]]
-        b: list[Line]
+def test_two_threads_build_a_schema_once() -> None:
+    building: list[int] = []
+    started, go_on = threading.Event(), threading.Event()
 
-    for _ in range(5):
-        schema = taking(Big | None)
-        barrier = threading.Barrier(8)
-        results: list[Any] = []
+    class Slow:
+        @classmethod
+        def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+            building.append(threading.get_ident())
+            started.set()
+            assert go_on.wait(10)
+            return core_schema.int_schema()
 
-        def resolve(schema: Schema = schema, barrier: Any = barrier, to: Any = results) -> None:
-            barrier.wait()
-            to.append(schema.dump_input({"x": None}))
-
-        threads = [threading.Thread(target=resolve) for _ in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert results == [{"x": None}] * 8
+    schema = taking(Slow)
+    results: list[Any] = []
+    threads = [
+        threading.Thread(target=lambda: results.append(schema.dump_input({"x": "5"})))
+        for _ in range(2)
+    ]
+    threads[0].start()
+    assert started.wait(10)
+    threads[1].start()
+    threads[1].join(0.2)
+    assert len(building) == 1  # the second thread waits for the first
+    go_on.set()
+    for thread in threads:
+        thread.join(10)
+    assert results == [{"x": 5}] * 2
+    assert len(building) == 1
 
 
 # --- output -------------------------------------------------------------------------------------
