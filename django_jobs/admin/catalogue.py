@@ -132,7 +132,7 @@ class WorkerAdmin(ReadOnlyAdmin):
     search_placeholder = gettext_lazy("host")
     ordering = ["-heartbeat_at"]
     readonly_fields = [
-        "id", "hostname", "pid", "supervisor", "state", "drain", "shown_queues", "threads", "jobs_in_hand",
+        "id", "hostname", "pid", "supervisor", "state", "drain", "shown_queues", "threads",
         "shown_memory", "started_at", "heartbeat_at", "stopped_at", "in_hand", "shown_codes",
     ]  # fmt: skip
     fields = tuple(readonly_fields)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import reduce
+from operator import or_
 from typing import Any
 from uuid import UUID
 
@@ -16,7 +18,7 @@ from django.utils.translation import gettext_lazy as _
 from django_jobs.admin.formatting import STATUS_LABELS
 from django_jobs.admin.paging import COUNT_LIMIT
 from django_jobs.definitions import registry
-from django_jobs.lifecycle import FINAL, Kind, Status
+from django_jobs.lifecycle import FINAL, Gate, Kind, Status
 from django_jobs.models import Queue, Task, WorkflowRun
 from django_jobs.store.session import engine_alias
 
@@ -32,12 +34,21 @@ _HEX = re.compile(r"[0-9a-f]{4,32}\Z")
 
 def of_status(status: str) -> Q:
     """Jobs of one status, said so that the partial indexes can be used."""
+    if status == Status.PENDING:
+        # One arm for each index that holds pending jobs.
+        return reduce(or_, (Q(status=status, gate=gate) for gate in Gate))
     wanted = Q(status=status)
     if status in FINAL:
         wanted &= Q(finished_at__isnull=False)
     elif status == Status.RUNNING:
         wanted &= Q(lease_expires_at__isnull=False)
     return wanted
+
+
+def of_slugs(slugs: Sequence[str]) -> Q:
+    """Jobs of these tasks: the finished by their index, the live ones by what keeps them alive."""
+    live = reduce(or_, (of_status(status) for status in Status if status not in FINAL))
+    return Q(slug__in=slugs) & (Q(finished_at__isnull=False) | live)
 
 
 def id_range(text: str) -> tuple[UUID, UUID] | None:
@@ -57,7 +68,7 @@ def search(found: QuerySet[Any], text: str) -> QuerySet[Any]:
     listed = Task.objects.using(found.db).filter(slug__startswith=text)
     known.update(listed.values_list("slug", flat=True)[:MATCHES])
     slugs = sorted(slug for slug in known if slug.startswith(text))[:MATCHES]
-    wanted = Q(slug__in=slugs or [text])
+    wanted = of_slugs(slugs or [text])
     ends = id_range(text)
     if ends is not None:
         by_id = Q(pk__gte=ends[0], pk__lte=ends[1])
@@ -153,7 +164,7 @@ class SlugFilter(ChoiceFilter):
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         value = self.value()
-        return queryset.filter(slug=value) if value else queryset
+        return queryset.filter(of_slugs([value])) if value else queryset
 
 
 class QueueFilter(ChoiceFilter):

@@ -96,12 +96,12 @@ def _moment(
         status = {"enqueued": "pending", "claimed": "running"}.get(what, what)
         # With no claim in the history there was one worker only: that of the job's own row.
         worker = formatting.worker_name(job.worker, workers) if what == "claimed" else ""
-        return Moment(at, shown_at, since, _label(what), formatting.badge(status), worker)
+        return Moment(at, shown_at, since, _label(what, status), formatting.badge(status), worker)
     return Moment(
         at=at,
         shown_at=shown_at,
         since=since,
-        event=_label(what.event),
+        event=_label(what.event, what.to_status),
         status=formatting.badge(what.to_status) if what.to_status else "",
         worker=formatting.worker_name(what.worker, workers),
         step=what.step or "",
@@ -111,8 +111,9 @@ def _moment(
     )
 
 
-def _label(event: str) -> str:
-    return str(EVENTS.get(event) or event.replace("_", " "))
+def _label(event: str, status: str | None) -> str:
+    """What happened; empty where the badge of the new status says it already."""
+    return "" if event == status else str(EVENTS.get(event) or event.replace("_", " "))
 
 
 def _detail(value: Any, names: Collection[str]) -> str:

@@ -7,17 +7,22 @@ import re
 import uuid
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 import pytest
+from django.db import connection
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
-from django_jobs import clock
+from django_jobs import clock, run_jobs
+from django_jobs.ids import job_ids
 from django_jobs.lifecycle import Kind, Status
 from django_jobs.models import Job, LogLine, Queue, Task, TaskStatus, Worker
 from tests.admin import shop
+from tests.app import jobs
 
 pytestmark = pytest.mark.django_db
 
@@ -207,6 +212,14 @@ def test_whatever_a_field_holds_is_shown_as_text(login: Login) -> None:
         assert "14}" not in content
     shown = page(client, address("job", "change", run.job.pk))
     assert shown.count(html.escape("<script>alert(1)</script>")) > 15
+
+
+def test_no_page_has_inline_code(login: Login) -> None:
+    client = login(superuser=True)
+    for name, (url, _) in addresses(shop.make_everything()).items():
+        content = page(client, url)
+        own = content[content.index('<div id="content"') : content.index('id="footer"')]
+        assert not re.search(r"<style|<script(?![^>]*src=)|\sstyle=|\son\w+=", own), name
 
 
 def test_an_address_in_a_parameter_leads_nowhere(login: Login) -> None:
@@ -488,8 +501,12 @@ def test_no_page_needs_more_than_fifteen_statements(
     login: Login, django_assert_max_num_queries: Any
 ) -> None:
     run = shop.make_everything()
-    for _ in range(60):
+    for number in range(60):
         shop.make_job(parent=run.job)
+        TaskStatus.objects.create(
+            job=run.job, step_key=f"k{number}", step_id=f"s{number}", kind="task", slug=f"t{number}",
+            status="completed", worker=shop.make_worker().pk, child=run.job.pk, output=number,
+        )  # fmt: skip
     client = login("view_job", "view_payload_job", "view_task", "view_queue", "view_worker")
     urls = {name: url for name, (url, _) in addresses(run).items()}
     urls |= {
@@ -499,3 +516,57 @@ def test_no_page_needs_more_than_fifteen_statements(
     for name, url in urls.items():
         with django_assert_max_num_queries(15, info=name):
             assert client.get(url).status_code == 200
+
+
+def plan_of(client: Client, query: str) -> str:
+    """How the database reads the rows of the list with these parameters, a line a table."""
+    with CaptureQueriesContext(connection) as done:
+        page(client, address("job") + query)
+    sql = next(one["sql"] for one in done.captured_queries if "LIMIT 51" in one["sql"])
+    with connection.cursor() as cursor:
+        how = "EXPLAIN QUERY PLAN" if connection.vendor == "sqlite" else "EXPLAIN"
+        cursor.execute(f"{how} {sql}")
+        return "\n".join(str(row[-1]) for row in cursor.fetchall())
+
+
+def test_lists_are_read_by_an_index(login: Login) -> None:
+    old = clock.now() - timedelta(days=1)
+    ids = job_ids(20_000)
+    Job.units.bulk_create(
+        [
+            Job(
+                id=pk, slug="rare" if n % 4000 == 0 else f"task_{n % 9}", lane=1, created_at=old,
+                due_at=old, started_at=old, finished_at=old,
+                status="failed" if n % 100 == 0 else "completed",
+            )
+            for n, pk in enumerate(ids)
+        ]
+    )  # fmt: skip
+    shop.make_job("rare", Status.RUNNING)
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE")
+    middle = str(ids[10_000])
+    client = login("view_job")
+    for query in (
+        "", f"?before={middle}", f"?after={middle}", "?status=failed", "?status=completed", "?status=running",
+        "?slug=rare&status=completed", f"?q={middle[:13]}", "?slug=task_3",
+    ):  # fmt: skip
+        plan = plan_of(client, query)
+        whole = re.search(r"Seq Scan|^SCAN \S+$", plan, re.M)
+        assert whole is None, (query, plan)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_the_engine_recorded_can_be_read(login: Login, tmp_path: Path) -> None:
+    run = jobs.three_steps.enqueue(marks=str(tmp_path / "marks"))
+    flaky = jobs.flaky.enqueue(marks=str(tmp_path / "tries"), failures=1)
+    for _ in range(3):
+        run_jobs()
+    client = login(superuser=True)
+    text = words(page(client, address("workflowrun", "change", run.pk)))
+    for expected in ("completed 100% all done", "second inline", '"steps": [ "first"', "ran first"):
+        assert expected in text, expected
+    text = words(page(client, address("job", "change", flaky.pk)))
+    assert "failed, will be tried again" in text
+    assert "RuntimeError: not yet" in text
+    assert text.index("failed, will be tried again") < text.rindex("claimed by a worker")
