@@ -7,8 +7,9 @@ from uuid import UUID
 
 from django_jobs.store import claims as claiming
 from django_jobs.store.claims import Claim, Lane
-from django_jobs.store.record import COMPLETE_PLAIN, Answer, Item, is_plain, plain_params, record
+from django_jobs.store.record import COMPLETE_PLAIN, Finish, Item, is_plain, plain_params, record
 from django_jobs.store.session import Session
+from django_jobs.store.steps import RECORD_POSTGRESQL, Answer, StepWrite, answer, listed_params
 
 
 def exchange(
@@ -29,7 +30,9 @@ def exchange(
         session.vendor == "postgresql"
         and not session.in_callers_transaction
         and (not wants or claiming.is_direct(session, chosen))
-        and all(map(is_plain, items))
+        and all(
+            is_plain(item) or (isinstance(item, StepWrite) and item.error is None) for item in items
+        )
     ):
         try:
             return _in_one_trip(session, items, chosen if wants else [], worker, limit, lease)
@@ -53,25 +56,37 @@ def _in_one_trip(
     limit: int,
     lease: float,
 ) -> tuple[list[Answer], list[Claim]]:
+    steps = [item for item in items if isinstance(item, StepWrite)]
+    ended = [item for item in items if isinstance(item, Finish)]
     statements = []
-    if items:
-        statements.append((COMPLETE_PLAIN, plain_params(items)))
+    if steps:
+        statements.append((RECORD_POSTGRESQL, listed_params(steps)))
+    if ended:
+        statements.append((COMPLETE_PLAIN, plain_params(ended)))
     if chosen:
         params = claiming.direct_params(chosen, worker=worker, limit=limit, lease=lease)
         statements.append((claiming.TAKE_DIRECT, params))
-    results = session.together(statements)
+    results = iter(session.together(statements))
+    statuses = dict(next(results)) if steps else {}
+    done = {row[0] for row in next(results)} if ended else set()
+    taken = claiming.taken_directly(session, next(results), worker) if chosen else []
     answers: list[Answer] = []
-    if items:
-        done = {row[0] for row in results[0]}
-        answers = ["written" if item.claim.job_id in done else "lost" for item in items]
-        if len(done) < len(items):
-            answers = _second_look(session, items, answers)
-    taken = claiming.taken_directly(session, results[-1], worker) if chosen else []
+    for item in items:
+        if isinstance(item, StepWrite):
+            answers.append(answer(item, statuses))
+        else:
+            answers.append("written" if item.claim.job_id in done else "lost")
+    if len(done) < len(ended):
+        answers = _second_look(session, items, answers)
     return answers, claiming.with_steps(session, taken)
 
 
 def _second_look(session: Session, items: Sequence[Item], answers: list[Answer]) -> list[Answer]:
     """Items that the fast way did not match: paused meanwhile, or truly lost."""
-    left = [item for item, answer in zip(items, answers, strict=True) if answer == "lost"]
+    unsure = [
+        isinstance(item, Finish) and known == "lost"
+        for item, known in zip(items, answers, strict=True)
+    ]
+    left = [item for item, doubt in zip(items, unsure, strict=True) if doubt]
     again = iter(session.committed(lambda s: record(s, left)))
-    return [next(again) if answer == "lost" else answer for answer in answers]
+    return [next(again) if doubt else known for known, doubt in zip(answers, unsure, strict=True)]

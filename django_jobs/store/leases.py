@@ -11,6 +11,7 @@ from django_jobs.lifecycle import AttemptStatus, Status
 from django_jobs.store import history, permits, record
 from django_jobs.store.claims import Claim
 from django_jobs.store.session import Session
+from django_jobs.store.steps import dump_error
 
 
 def renew(session: Session, claims: Sequence[Claim], lease: float) -> dict[UUID, str]:
@@ -111,7 +112,7 @@ def take_back(
     moved = history.move(
         session, job.job_id, event="crashed" if fatal else "taken_back", frm=[Status(job.status)], to=to,
         fence=job.fence, worker=job.worker, where=where, sets=sets, detail={"message": message},
-        error=record.dump_error(error),
+        error=dump_error(error),
     )  # fmt: skip
     if not moved:
         return None
@@ -121,7 +122,7 @@ def take_back(
             "INSERT INTO {attempt} (job_id, number, status, error, fence, worker, started_at, finished_at) "
             "SELECT id, attempts + 1, 'lost', {json(error)}, %(fence)s, %(worker)s, started_at, {now} "
             "FROM {job} WHERE id = %(id)s",
-            id=job.job_id, error=record.dump_error(lost), fence=job.fence, worker=job.worker,
+            id=job.job_id, error=dump_error(lost), fence=job.fence, worker=job.worker,
         )  # fmt: skip
     _free(session, job, final=to == Status.FAILED)
     return str(to)
@@ -144,6 +145,7 @@ def _let_go(session: Session, job: Expired, where: str) -> str | None:
         id=job.job_id, fence=job.fence, status=job.status,
     )  # fmt: skip
     if cleared:
+        record.close_attempt(session, job.job_id, job.fence, AttemptStatus.LOST, None)
         _free(session, job, final=job.status == Status.CANCELED)
     return "let go" if cleared else None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal, assert_never
+from typing import Any, assert_never
 from uuid import UUID
 
 from django_jobs import failpoints, jsonvalues
@@ -26,36 +26,7 @@ from django_jobs.outcomes import (
 from django_jobs.store import history, permits
 from django_jobs.store.claims import Claim
 from django_jobs.store.session import Session
-
-Answer = Literal["written", "paused", "lost"]
-
-
-@dataclass(slots=True)
-class StepWrite:
-    """The start or the end of a step."""
-
-    claim: Claim
-    step_key: str
-    step_id: str
-    slug: str
-    kind: str
-    status: StepStatus
-    input: str | None = None
-    output: str | None = None
-    error: ErrorDict | None = None
-    total_tried: int = 0
-    failures: int = 0
-    done_no: int | None = None
-    wake_after: float | None = None
-    wake_at: datetime | None = None
-    event_name: str | None = None
-    child: UUID | None = None
-    parent_key: str | None = None
-    again: bool = False
-
-    @property
-    def starts(self) -> bool:
-        return self.status in (StepStatus.RUNNING, StepStatus.SLEEPING)
+from django_jobs.store.steps import Answer, StepWrite, dump_error, write_steps
 
 
 @dataclass(slots=True)
@@ -100,18 +71,24 @@ def record(session: Session, items: Sequence[Item]) -> list[Answer]:
     "paused" says of a step's start that the job is no longer to be driven, and nothing was
     written. Safe to repeat after a commit whose answer was lost.
     """
+    answers: list[Answer] = ["lost"] * len(items)
+    placed = list(enumerate(items))
+    # What a claim recorded on its way comes before its end, which gives up the right to write.
+    steps = [(place, item) for place, item in placed if isinstance(item, StepWrite)]
+    for (place, _), answer in zip(
+        steps, write_steps(session, [item for _, item in steps]), strict=True
+    ):
+        answers[place] = answer
     owned: dict[UUID, str | None] = {}
-    answers: list[Answer] = []
+    for place, item in placed:
+        if not isinstance(item, StepWrite | Finish):
+            answers[place] = _write(session, item, owned)
     plain = [item for item in items if isinstance(item, Finish) and is_plain(item)]
     completed = _complete_plain(session, plain)
-    for item in items:
-        if isinstance(item, Finish) and item.claim.job_id in completed:
-            answers.append("written")
-            continue
-        claim = item.claim
-        if claim.job_id not in owned:
-            owned[claim.job_id] = _owned_status(session, claim)
-        answers.append(_write(session, item, owned[claim.job_id]))
+    for place, item in placed:
+        if isinstance(item, Finish):
+            done = item.claim.job_id in completed
+            answers[place] = "written" if done else _write(session, item, owned)
     failpoints.reach("record.before_commit")
     return answers
 
@@ -126,14 +103,14 @@ def _owned_status(session: Session, claim: Claim) -> str | None:
     return None if row is None else row[0]
 
 
-def _write(session: Session, item: Item, status: str | None) -> Answer:
+def _write(session: Session, item: Item, owned: dict[UUID, str | None]) -> Answer:
+    claim = item.claim
+    if claim.job_id not in owned:
+        owned[claim.job_id] = _owned_status(session, claim)
+    status = owned[claim.job_id]
     if status is None:
         return "written" if isinstance(item, Finish) and _finished_before(session, item) else "lost"
     match item:
-        case StepWrite():
-            if item.starts and status not in (Status.RUNNING, Status.COMPENSATING):
-                return "paused"
-            _write_step(session, item)
         case LogWrite():
             _write_log(session, item)
         case ProgressWrite():
@@ -148,6 +125,8 @@ def _write(session: Session, item: Item, status: str | None) -> Answer:
             )  # fmt: skip
         case Finish():
             _finish(session, item.claim, item.outcome, Status(status))
+        case StepWrite():
+            return write_steps(session, [item])[0]
         case _:
             assert_never(item)
     return "written"
@@ -211,7 +190,9 @@ def _complete_plain(session: Session, items: Sequence[Finish]) -> set[UUID]:
             [item.claim.job_id.hex, item.claim.fence, item.outcome.output]  # type: ignore[union-attr]
             for item in items
         ]
-        rows = session.rows(COMPLETE_LISTED, listed=jsonvalues.dumps(listed, what="outcomes", limit=ANY_SIZE))
+        rows = session.rows(
+            COMPLETE_LISTED, listed=jsonvalues.dumps(listed, what="outcomes", limit=ANY_SIZE)
+        )
         return {session.dialect.uuid(row[0]) for row in rows}  # type: ignore[misc]
     return {
         item.claim.job_id
@@ -304,7 +285,7 @@ def _finish_unsteered(session: Session, claim: Claim, outcome: Outcome, status: 
     running it again.
     """
     if isinstance(outcome, Completed) and not claim.is_run:
-        _write_step(session, own_result(claim, outcome.output))
+        write_steps(session, [own_result(claim, outcome.output)])
     counted = 1 if isinstance(outcome, TryAgain | Failed) else 0
     session.run(
         "UPDATE {job} SET lease_expires_at = NULL, fence = fence + 1, attempts = attempts + %(counted)s "
@@ -438,44 +419,6 @@ def close_attempt(
 # --- steps, log -------------------------------------------------------------------------------
 
 
-def _write_step(session: Session, step: StepWrite) -> None:
-    ended = (
-        "{now}"
-        if step.status in (StepStatus.COMPLETED, StepStatus.FAILED, StepStatus.CANCELED)
-        else "NULL"
-    )
-    wake = "{after(wake_after)}" if step.wake_after is not None else "{moment(wake_at)}"
-    session.run(
-        "INSERT INTO {taskstatus} (job_id, step_key, step_id, slug, kind, parent_key, status, input, output, error, "
-        "total_tried, failures, fence, worker, done_no, wake_at, event_name, child, started_at, finished_at) VALUES "
-        "(%(job)s, %(step_key)s, %(step_id)s, %(slug)s, %(kind)s, %(parent_key)s, %(status)s, {json(input)}, "
-        "{json(output)}, {json(error)}, %(total_tried)s, %(failures)s, %(fence)s, %(worker)s, %(done_no)s, "
-        f"{wake}, %(event_name)s, %(child)s, {{now}}, {ended}) "
-        "ON CONFLICT (job_id, step_key) DO UPDATE SET status = excluded.status, input = excluded.input, "
-        "output = excluded.output, error = excluded.error, total_tried = excluded.total_tried, "
-        "failures = excluded.failures, fence = excluded.fence, worker = excluded.worker, "
-        "done_no = excluded.done_no, wake_at = COALESCE({taskstatus}.wake_at, excluded.wake_at), "
-        "event_name = excluded.event_name, child = COALESCE(excluded.child, {taskstatus}.child), "
-        "finished_at = excluded.finished_at "
-        # A completed record is written once; only a step that asked to run anew replaces it.
-        "WHERE {taskstatus}.status <> 'completed' OR %(again)s",
-        job=step.claim.job_id, step_key=step.step_key, step_id=step.step_id, slug=step.slug, kind=str(step.kind),
-        parent_key=step.parent_key, status=str(step.status), input=step.input, output=step.output,
-        error=dump_error(step.error), total_tried=step.total_tried, failures=step.failures,
-        fence=step.claim.fence, worker=step.claim.worker, done_no=step.done_no, wake_after=step.wake_after,
-        wake_at=step.wake_at, event_name=step.event_name, child=step.child, again=step.again,
-    )  # fmt: skip
-    if step.error is not None:
-        session.run(
-            "INSERT INTO {attempt} (job_id, step_id, number, status, error, fence, worker, finished_at) "
-            "SELECT %(job)s, s.id, %(number)s, %(status)s, {json(error)}, %(fence)s, %(worker)s, {now} "
-            "FROM {taskstatus} s WHERE s.job_id = %(job)s AND s.step_key = %(step_key)s",
-            job=step.claim.job_id, step_key=step.step_key, number=step.total_tried,
-            status=str(AttemptStatus.FAILED), error=dump_error(step.error), fence=step.claim.fence,
-            worker=step.claim.worker,
-        )  # fmt: skip
-
-
 def _write_log(session: Session, item: LogWrite) -> None:
     session.many(
         "INSERT INTO {logline} (job_id, step_key, fence, at, level, message) "
@@ -491,10 +434,6 @@ def _write_log(session: Session, item: LogWrite) -> None:
             for level, text, step_key in item.lines
         ],
     )
-
-
-def dump_error(error: ErrorDict | None) -> str | None:
-    return None if error is None else jsonvalues.dumps(error, what="error")
 
 
 def _brief(error: ErrorDict) -> ErrorDict:

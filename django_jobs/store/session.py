@@ -127,8 +127,8 @@ class Session:
         cursors = []
         try:
             with raw.pipeline():
-                raw.execute("BEGIN")
-                raw.execute(f"SET LOCAL statement_timeout = {int(TIME_LIMIT * 1000)}")
+                for sql in self.dialect.begin(TIME_LIMIT).split("; "):
+                    raw.execute(sql)
                 for template, params in statements:
                     statement = self.dialect.compile(template)
                     cursor = psycopg.Cursor(raw)

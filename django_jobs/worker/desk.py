@@ -19,8 +19,9 @@ from django_jobs import clock, failpoints, jsonvalues
 from django_jobs.outcomes import Completed, Failed
 from django_jobs.store import leases
 from django_jobs.store.claims import Claim
-from django_jobs.store.record import Answer, Finish, Item, record
+from django_jobs.store.record import Finish, Item, record
 from django_jobs.store.session import Session
+from django_jobs.store.steps import Answer
 
 logger = logging.getLogger("django_jobs.worker")
 

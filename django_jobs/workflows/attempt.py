@@ -10,7 +10,8 @@ from django_jobs import clock, conf, jsonvalues
 from django_jobs.errors import InvalidInput, LeaseLost
 from django_jobs.models import Job
 from django_jobs.store.claims import Claim
-from django_jobs.store.record import Answer, Item, LogWrite, ProgressWrite
+from django_jobs.store.record import Item, LogWrite, ProgressWrite
+from django_jobs.store.steps import Answer
 
 LOG_LINES = 10_000
 LOG_BYTES = 1_048_576

@@ -16,7 +16,8 @@ from typing import Any, Protocol, TypeVar
 
 from asgiref.sync import ThreadSensitiveContext, sync_to_async
 
-from django_jobs.store.record import Answer, Item
+from django_jobs.store.record import Item
+from django_jobs.store.steps import Answer
 from django_jobs.workflows.attempt import Recorder
 
 T = TypeVar("T")

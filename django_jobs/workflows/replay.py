@@ -33,9 +33,10 @@ from django_jobs.errors import (
 from django_jobs.lifecycle import StepKind, StepStatus
 from django_jobs.outcomes import HandedBack, Later, Lost, Parked, TryAgain
 from django_jobs.store.claims import Claim, StepRecord
-from django_jobs.store.record import NoteWrite, StepWrite
+from django_jobs.store.record import NoteWrite
 from django_jobs.store.record import record as write_all
 from django_jobs.store.session import Session
+from django_jobs.store.steps import StepWrite
 from django_jobs.workflows import retrying
 from django_jobs.workflows.attempt import Attempt, Recorder
 from django_jobs.workflows.io import IO, LoopIO, ThreadIO, drive, on_loop

@@ -148,3 +148,8 @@ def gathered(run: WorkflowContext, marks: str) -> list[Any]:
         run.call("a", mark, marks=marks, word="a"), run.call("b", mark, marks=marks, word="b")
     )
     return [both, run.map("page", add, [{"a": n, "b": 1} for n in range(3)]), run.map("e", echo, [5, 6])]
+
+
+@workflow
+def ten_steps(run: WorkflowContext, n: int = 10) -> int:
+    return sum(run.task(f"s{i}", add, a=i, b=1) for i in range(n))

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -27,7 +28,9 @@ from django_jobs.outcomes import (
 )
 from django_jobs.store import claims, leases, record
 from django_jobs.store.claims import Claim
-from django_jobs.store.record import Finish, Item, LogWrite, NoteWrite, ProgressWrite, StepWrite
+from django_jobs.store.exchange import exchange
+from django_jobs.store.record import Finish, Item, LogWrite, NoteWrite, ProgressWrite
+from django_jobs.store.steps import StepWrite
 from django_jobs.store.session import Session
 from django_jobs.worker.sweep import sweep
 from tests.app import jobs
@@ -123,8 +126,10 @@ def test_l3_a_zombie_writes_nothing(
     assert sweep(session) == 1
     since(session, late)
     before = rows(job)
-    answers = session.committed(lambda s: record.record(s, [WRITES[write](late)]))
+    nothing = uuid4()
+    answers, _ = exchange(session, [WRITES[write](late)], [], worker=nothing, limit=0, lease=LEASE)
     assert answers == ["lost"]
+    assert session.committed(lambda s: record.record(s, [WRITES[write](late)])) == ["lost"]
     assert rows(job) == before
 
 

@@ -1,0 +1,210 @@
+"""Records of steps: many in one statement, each only under its own fence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Literal
+from uuid import UUID
+
+from django_jobs import clock, jsonvalues
+from django_jobs.errors import ErrorDict
+from django_jobs.lifecycle import DRIVEN, AttemptStatus, StepStatus
+from django_jobs.store.claims import Claim
+from django_jobs.store.session import Session
+
+Answer = Literal["written", "paused", "lost"]
+ANY_SIZE = 1 << 30
+
+
+@dataclass(slots=True)
+class StepWrite:
+    """The start or the end of a step."""
+
+    claim: Claim
+    step_key: str
+    step_id: str
+    slug: str
+    kind: str
+    status: StepStatus
+    input: str | None = None
+    output: str | None = None
+    error: ErrorDict | None = None
+    total_tried: int = 0
+    failures: int = 0
+    done_no: int | None = None
+    wake_after: float | None = None
+    wake_at: datetime | None = None
+    event_name: str | None = None
+    child: UUID | None = None
+    parent_key: str | None = None
+    again: bool = False
+
+    @property
+    def starts(self) -> bool:
+        return self.status in (StepStatus.RUNNING, StepStatus.SLEEPING)
+
+
+#: Columns of a record as one list of values; see :func:`_values`.
+FIELDS = (
+    "job uuid", "fence int", "starts bool", "step_key text", "step_id text", "slug text", "kind text",
+    "parent_key text", "status text", "input text", "output text", "error text", "total_tried int", "failures int",
+    "worker uuid", "done_no int", "wake_after float8", "wake_at timestamptz", "event_name text", "child uuid",
+    "ended bool", "again bool",
+)  # fmt: skip
+ENDED = frozenset({StepStatus.COMPLETED, StepStatus.FAILED, StepStatus.CANCELED})
+
+
+def write_steps(session: Session, steps: Sequence[StepWrite]) -> list[Answer]:
+    """Write starts and ends of steps; one answer each.
+
+    "paused" says of a start that the job is no longer to be driven, "lost" that the fence is not
+    ours any more: then nothing of that step was written.
+    """
+    if not steps:
+        return []
+    if session.vendor in ("postgresql", "sqlite"):
+        statuses = _write_listed(session, steps)
+    else:
+        statuses = {}
+        for step in steps:
+            statuses |= _write_listed(session, [step])
+    for step in steps:
+        if step.error is not None and statuses.get(step.claim.job_id) is not None:
+            _note_failed_try(session, step)
+    return [answer(step, statuses) for step in steps]
+
+
+def answer(step: StepWrite, statuses: dict[UUID, str]) -> Answer:
+    """What became of ``step``, by the statuses of the jobs that are still ours."""
+    status = statuses.get(step.claim.job_id)
+    if status is None:
+        return "lost"
+    return "paused" if step.starts and status not in DRIVEN else "written"
+
+
+def _write_listed(session: Session, steps: Sequence[StepWrite]) -> dict[UUID, str]:
+    uuid = session.dialect.uuid
+    if session.vendor == "postgresql":
+        return dict(session.rows(RECORD_POSTGRESQL, **listed_params(steps)))
+    owned = dict(session.rows(OWNED_SQLITE, **listed_params(steps)))
+    ours = {uuid(job_id): status for job_id, status in owned.items()}
+    written = [step for step in _last_of_each(steps) if answer(step, ours) == "written"]  # type: ignore[arg-type]
+    if written:
+        params = listed_params(written)
+        session.run(RECORD_SQLITE, **params, **_moments(session, written))
+    return ours  # type: ignore[return-value]
+
+
+def listed_params(steps: Sequence[StepWrite]) -> dict[str, Any]:
+    listed = [_values(step) for step in _last_of_each(steps)]
+    return {"listed": jsonvalues.dumps(listed, what="steps", limit=ANY_SIZE)}
+
+
+def _last_of_each(steps: Sequence[StepWrite]) -> list[StepWrite]:
+    """One statement writes a row once: the end of a step stands for its start as well."""
+    return list({(step.claim.job_id, step.step_key): step for step in steps}.values())
+
+
+def _values(step: StepWrite) -> dict[str, Any]:
+    claim = step.claim
+    return {
+        "job": claim.job_id.hex, "fence": claim.fence, "starts": step.starts, "step_key": step.step_key,
+        "step_id": step.step_id, "slug": step.slug, "kind": str(step.kind), "parent_key": step.parent_key,
+        "status": str(step.status), "input": step.input, "output": step.output, "error": dump_error(step.error),
+        "total_tried": step.total_tried, "failures": step.failures, "worker": claim.worker.hex,
+        "done_no": step.done_no, "wake_after": step.wake_after,
+        "wake_at": None if step.wake_at is None else step.wake_at.isoformat(), "event_name": step.event_name,
+        "child": None if step.child is None else step.child.hex, "ended": step.status in ENDED, "again": step.again,
+    }  # fmt: skip
+
+
+_COLUMNS = (
+    "job_id, step_key, step_id, slug, kind, parent_key, status, input, output, error, total_tried, failures, fence, "
+    "worker, done_no, wake_at, event_name, child, started_at, finished_at"
+)
+# A completed record is written once; only a step that asked to run anew replaces it.
+_UPSERT = """
+    ON CONFLICT (job_id, step_key) DO UPDATE SET status = excluded.status, input = excluded.input,
+        output = excluded.output, error = excluded.error, total_tried = excluded.total_tried,
+        failures = excluded.failures, fence = excluded.fence, worker = excluded.worker, done_no = excluded.done_no,
+        wake_at = COALESCE({taskstatus}.wake_at, excluded.wake_at), event_name = excluded.event_name,
+        child = COALESCE(excluded.child, {taskstatus}.child), finished_at = excluded.finished_at
+"""
+
+# The rows are locked by key: see claims.TAKE_DIRECT on why this is no join.
+RECORD_POSTGRESQL = f"""
+    WITH v AS MATERIALIZED (
+        SELECT * FROM jsonb_to_recordset(%(listed)s::jsonb) AS r({", ".join(FIELDS)})
+    ), owned AS MATERIALIZED (
+        SELECT {{job}}.id, {{job}}.status FROM {{job}}
+         WHERE {{job}}.id = ANY (ARRAY(SELECT v.job FROM v ORDER BY v.job))
+           AND ({{job}}.id, {{job}}.fence) IN (SELECT v.job, v.fence FROM v)
+           AND {{job}}.lease_expires_at IS NOT NULL FOR NO KEY UPDATE
+    ), written AS (
+        INSERT INTO {{taskstatus}} ({_COLUMNS})
+        SELECT v.job, v.step_key, v.step_id, v.slug, v.kind, v.parent_key, v.status, v.input::jsonb, v.output::jsonb,
+               v.error::jsonb, v.total_tried, v.failures, v.fence, v.worker, v.done_no,
+               COALESCE(v.wake_at, {{now}} + v.wake_after * interval '1 second'), v.event_name, v.child, {{now}},
+               CASE WHEN v.ended THEN {{now}} END
+          FROM v JOIN owned ON owned.id = v.job
+         WHERE NOT v.starts OR owned.status IN ('running', 'compensating')
+        {_UPSERT} WHERE {{taskstatus}}.status <> 'completed'
+            OR EXISTS (SELECT 1 FROM v w WHERE w.again AND w.job = excluded.job_id AND w.step_key = excluded.step_key)
+    )
+    SELECT id, status FROM owned
+"""
+
+
+def _field(name: str) -> str:
+    return f"json_extract(r.value, '$.{name}')"
+
+
+OWNED_SQLITE = f"""
+    SELECT {{job}}.id, {{job}}.status FROM json_each(%(listed)s) r
+      JOIN {{job}} ON {{job}}.id = {_field("job")} AND {{job}}.fence = {_field("fence")}
+     WHERE {{job}}.lease_expires_at IS NOT NULL
+"""
+RECORD_SQLITE = f"""
+    INSERT INTO {{taskstatus}} ({_COLUMNS})
+    SELECT {_field("job")}, {_field("step_key")}, {_field("step_id")}, {_field("slug")}, {_field("kind")},
+           {_field("parent_key")}, {_field("status")}, {_field("input")}, {_field("output")}, {_field("error")},
+           {_field("total_tried")}, {_field("failures")}, {_field("fence")}, {_field("worker")}, {_field("done_no")},
+           json_extract(%(wake)s, '$.' || {_field("job")} || {_field("step_key")}), {_field("event_name")},
+           {_field("child")}, {{now}}, CASE WHEN {_field("ended")} THEN {{now}} END
+      FROM json_each(%(listed)s) r WHERE true
+    {_UPSERT} WHERE {{taskstatus}}.status <> 'completed' OR EXISTS (
+        SELECT 1 FROM json_each(%(listed)s) r WHERE {_field("again")} AND {_field("job")} = excluded.job_id
+           AND {_field("step_key")} = excluded.step_key)
+"""
+
+
+def _moments(session: Session, steps: Sequence[StepWrite]) -> dict[str, Any]:
+    """SQLite has no clock of its own: the wake-up moments as it stores them."""
+    present = clock.now()
+    wake = {
+        f"{step.claim.job_id.hex}{step.step_key}": session.dialect.encode(
+            step.wake_at
+            if step.wake_after is None
+            else present + timedelta(seconds=step.wake_after)
+        )
+        for step in steps
+        if step.wake_at is not None or step.wake_after is not None
+    }
+    return {"wake": jsonvalues.dumps(wake, what="moments", limit=ANY_SIZE)}
+
+
+def _note_failed_try(session: Session, step: StepWrite) -> None:
+    session.run(
+        "INSERT INTO {attempt} (job_id, step_id, number, status, error, fence, worker, finished_at) "
+        "SELECT %(job)s, s.id, %(number)s, %(status)s, {json(error)}, %(fence)s, %(worker)s, {now} "
+        "FROM {taskstatus} s WHERE s.job_id = %(job)s AND s.step_key = %(step_key)s",
+        job=step.claim.job_id, step_key=step.step_key, number=step.total_tried,
+        status=str(AttemptStatus.FAILED), error=dump_error(step.error), fence=step.claim.fence,
+        worker=step.claim.worker,
+    )  # fmt: skip
+
+
+def dump_error(error: ErrorDict | None) -> str | None:
+    return None if error is None else jsonvalues.dumps(error, what="error")
