@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import timedelta
 
 from django_jobs import clock, ids
-from django_jobs.lifecycle import FINAL, Status, StepKind, StepStatus
+from django_jobs.lifecycle import FINAL, AttemptStatus, Status, StepKind, StepStatus
 from django_jobs.models import Job
 from django_jobs.outcomes import (
     Canceled,
@@ -21,8 +21,9 @@ from django_jobs.outcomes import (
 )
 from django_jobs.store import claims, history, leases
 from django_jobs.store.claims import Claim
-from django_jobs.store.record import Finish, NoteWrite, StepWrite, record
+from django_jobs.store.record import Finish, NoteWrite, close_attempt, record
 from django_jobs.store.session import Session
+from django_jobs.store.steps import StepWrite
 
 ERROR = {"type": "builtins.ValueError", "message": "broken", "traceback": "", "code": None}
 LEASE = 10.0
@@ -121,11 +122,15 @@ class Life:
     def command(self, event: str, frm: list[Status], to: Status, sets: str = "") -> None:
         if Status(self.job.status) in FINAL and to == Status.CANCELED:
             return
-        self.session.committed(
-            lambda s: history.move(
-                s, self.job.pk, event=event, frm=frm, to=to, sets=sets, actor="operator"
+
+        def work(session: Session) -> None:
+            moved = history.move(
+                session, self.job.pk, event=event, frm=frm, to=to, sets=sets, actor="operator"
             )
-        )
+            if moved and to == Status.CANCELED:
+                close_attempt(session, self.job.pk, self.job.fence, AttemptStatus.CANCELED, None)
+
+        self.session.committed(work)
 
     def start(self, name: str) -> None:
         if self.held is None:
