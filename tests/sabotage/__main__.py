@@ -1,0 +1,175 @@
+"""Break the engine on purpose, and see that the tests notice.
+
+    python -m tests.sabotage              every damage
+    python -m tests.sabotage NAME …       these
+    python -m tests.sabotage --list       their names, rules and tests
+
+Each damage is done to a copy of the tree, never to the checkout. The tests named with it run there:
+first on an undamaged copy, where they must pass, then on the damaged one, where each of them must
+fail while an ordinary job still runs. Exit code 1 when one is not caught.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests import embedded_pg
+from tests.sabotage.damages import DAMAGES, Damage
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PARTS = ("django_jobs", "tests", "testproject", "manage.py", "pyproject.toml")
+#: An ordinary job, which no damage may keep from running.
+ORDINARY = "tests/test_first_run.py::test_a_job_runs_and_keeps_its_output[True]"
+#: Seconds for the tests of one damage.
+LIMIT = 300
+
+
+class Refused(Exception):
+    """The proof could not be made; the text says why."""
+
+
+def copy_tree(folder: Path) -> Path:
+    """A copy of what the tests need."""
+    for part in PARTS:
+        source = ROOT / part
+        if source.is_dir():
+            ignored = shutil.ignore_patterns("__pycache__", "*.pyc", "node_modules")
+            shutil.copytree(source, folder / part, ignore=ignored)
+        else:
+            shutil.copy(source, folder / part)
+    return folder
+
+
+def environment(tree: Path, database: str) -> dict[str, str]:
+    own = {name: value for name, value in os.environ.items() if not name.startswith("TEST_")}
+    return {**own, "TEST_DATABASE": database, "PYTHONPATH": str(tree)}
+
+
+def check_import(tree: Path) -> None:
+    """The copy is what runs, and not the installed package."""
+    asked = [sys.executable, "-c", "import django_jobs; print(django_jobs.__file__)"]
+    found = subprocess.run(
+        asked, cwd=tree, env=environment(tree, "sqlite"), capture_output=True, text=True
+    )
+    if not found.stdout.startswith(str(tree)):
+        raise Refused(f"The copy is not what would be tested: {found.stdout}{found.stderr}")
+
+
+def run_tests(tree: Path, database: str, tests: Sequence[str]) -> dict[str, bool]:
+    """Whether each test case passed, by node id; Refused when pytest could not run them."""
+    report = tree / "report.xml"
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        f"--junitxml={report}",
+    ]
+    try:
+        run = subprocess.run(
+            [*command, *tests], cwd=tree, env=environment(tree, database),
+            capture_output=True, text=True, timeout=LIMIT,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise Refused(f"The tests did not end within {LIMIT} s.") from None
+    if run.returncode not in (0, 1) or not report.exists():
+        raise Refused(
+            f"pytest ended with {run.returncode}:\n{run.stdout[-3000:]}{run.stderr[-1000:]}"
+        )
+    passed: dict[str, bool] = {}
+    for case in ElementTree.parse(report).iter("testcase"):
+        node = f"{case.get('classname', '').replace('.', '/')}.py::{case.get('name')}"
+        good = case.find("failure") is None and case.find("error") is None
+        if case.find("skipped") is not None:
+            raise Refused(f"{node} was skipped.")
+        passed[node] = passed.get(node, True) and good
+    return passed
+
+
+def cases_of(test: str, passed: dict[str, bool]) -> list[bool]:
+    """The results of a test, all its parameters where it is named without."""
+    return [good for node, good in passed.items() if node == test or node.startswith(f"{test}[")]
+
+
+def prove_sound(damages: Sequence[Damage]) -> None:
+    """On an undamaged copy every test passes, so that a failure later means something."""
+    for database in sorted({damage.database for damage in damages}):
+        tests = sorted(
+            {test for damage in damages if damage.database == database for test in damage.tests}
+        )
+        with tempfile.TemporaryDirectory(prefix="sabotage-") as folder:
+            tree = copy_tree(Path(folder))
+            check_import(tree)
+            passed = run_tests(tree, database, [ORDINARY, *tests])
+        bad = [node for node, good in passed.items() if not good]
+        bad += [test for test in [ORDINARY, *tests] if not cases_of(test, passed)]
+        if bad:
+            raise Refused(f"Without any damage these do not pass on {database}: {', '.join(bad)}")
+
+
+def verdict(damage: Damage) -> str:
+    """Empty when the damage is caught, else why not."""
+    with tempfile.TemporaryDirectory(prefix="sabotage-") as folder:
+        tree = copy_tree(Path(folder))
+        damage.apply(tree)
+        try:
+            passed = run_tests(tree, damage.database, [ORDINARY, *damage.tests])
+        except Refused as error:
+            return str(error)
+    if not all(cases_of(ORDINARY, passed)):
+        return "not even an ordinary job runs: the damage breaks more than its rule"
+    unmoved = [test for test in damage.tests if all(cases_of(test, passed))]
+    return f"passes all the same: {', '.join(unmoved)}" if unmoved else ""
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.sabotage", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    known = {damage.name: damage for damage in DAMAGES}
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("--list", action="store_true")
+    options = parser.parse_args(arguments)
+    unknown = sorted(set(options.names) - set(known))
+    if unknown:
+        parser.error(f"unknown: {', '.join(unknown)}; --list shows all")
+    chosen = [known[name] for name in options.names] or DAMAGES
+    if options.list:
+        for damage in chosen:
+            print(f"{damage.name} ({damage.rule}, {damage.database})", *damage.tests, sep="\n    ")
+        return 0
+    missing = 0
+    if embedded_pg.find_bindir() is None:
+        without = [damage for damage in chosen if damage.database == "sqlite"]
+        missing = len(chosen) - len(without)
+        chosen = without
+        print(f"No PostgreSQL here: {missing} damages NOT TRIED.")
+    try:
+        prove_sound(chosen)
+    except Refused as error:
+        print(error)
+        return 1
+    uncaught = 0
+    for damage in chosen:
+        begun = time.monotonic()
+        reason = verdict(damage)
+        uncaught += bool(reason)
+        word = "NOT CAUGHT" if reason else "caught"
+        print(f"{word:<10}  {damage.rule:<3}  {damage.name}  ({time.monotonic() - begun:.0f} s)  {reason}",
+              flush=True)  # fmt: skip
+    print(f"{len(chosen) - uncaught} caught, {uncaught} not caught, {missing} not tried")
+    return 1 if uncaught or missing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

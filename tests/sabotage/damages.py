@@ -1,0 +1,218 @@
+"""The damages: what is broken, by which edits, and the tests that must notice it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class DoesNotApply(Exception):
+    """The text that a damage replaces is no longer there."""
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Replace every occurrence of ``old`` in one file; there must be at least one."""
+
+    path: str
+    old: str
+    new: str
+
+    def apply(self, root: Path) -> str:
+        """The damaged text of the file below ``root``."""
+        text = (root / self.path).read_text()
+        if self.old not in text:
+            raise DoesNotApply(f"{self.path} no longer contains {self.old!r}")
+        return text.replace(self.old, self.new)
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A rule of RELIABILITY whose code is taken out."""
+
+    name: str
+    rule: str
+    edits: Sequence[Edit]
+    tests: Sequence[str]
+    database: str = "sqlite"
+
+    def apply(self, root: Path) -> None:
+        """Break the tree below ``root``; DoesNotApply names what has changed since."""
+        for edit in self.edits:
+            try:
+                damaged = edit.apply(root)
+            except DoesNotApply as error:
+                raise DoesNotApply(
+                    f"{self.name}: {error}. Bring tests/sabotage up to date."
+                ) from None
+            (root / edit.path).write_text(damaged)
+
+
+CLAIMS = "django_jobs/store/claims.py"
+LEASES = "django_jobs/store/leases.py"
+PERMITS = "django_jobs/store/permits.py"
+POSTGRESQL = "django_jobs/store/dialects/postgresql.py"
+RECORD = "django_jobs/store/record.py"
+REPLAY = "django_jobs/workflows/replay.py"
+
+CLAIM_TESTS = "tests/engine/test_claim.py::test_"
+PERMIT_TESTS = "tests/engine/test_permits.py::test_"
+RECOVERY_TESTS = "tests/engine/test_recovery.py::test_"
+ZOMBIE = "tests/engine/test_zombie.py::test_l3_a_zombie_writes_nothing"
+
+WRITE = "answers.append(_write(session, item, owned[claim.job_id]))"
+
+
+def believed(kinds: str) -> Edit:
+    """Items of these classes are written whatever the fence says."""
+    trusting = f'"running" if isinstance(item, {kinds}) else owned[claim.job_id]'
+    return Edit(RECORD, WRITE, f"answers.append(_write(session, item, {trusting}))")
+
+
+DAMAGES = [
+    Damage(
+        "claim-without-lock-and-compare",
+        "L1",
+        [
+            Edit(POSTGRESQL, 'skip_locked = "FOR UPDATE SKIP LOCKED"', 'skip_locked = ""'),
+            Edit(CLAIMS, " AND {CLAIMABLE} RETURNING", " RETURNING"),
+            Edit(CLAIMS, " AND {{job}}.status = 'pending'\n        RETURNING", "\n        RETURNING"),
+        ],
+        [
+            f"{CLAIM_TESTS}four_processes_of_two_threads_execute_5000_jobs_once_each",
+            f"{CLAIM_TESTS}a_claim_leaves_the_rows_of_an_uncommitted_one",
+        ],
+        # SQLite lets one writer in at a time, so that two claims never overlap there.
+        database="postgresql",
+    ),
+    Damage(
+        "claim-without-compare",
+        "L1",
+        [Edit(CLAIMS, " AND {CLAIMABLE} RETURNING", " RETURNING")],
+        [f"{CLAIM_TESTS}a_job_taken_meanwhile_is_not_taken_again"],
+    ),
+    Damage(
+        "claim-despite-a-live-lease",
+        "L1",
+        [
+            Edit(
+                CLAIMS,
+                '"AND ({job}.lease_expires_at IS NULL OR {job}.lease_expires_at < {now})"',
+                '""',
+            )
+        ],
+        [f"{CLAIM_TESTS}a_pending_job_under_a_live_lease_is_not_claimed"],
+    ),
+    Damage(
+        "outcome-of-a-task-without-fence",
+        "L3",
+        [
+            Edit(RECORD, "AND {job}.fence = v.fence AND", "AND"),
+            Edit(RECORD, "id = %(id)s AND fence = %(fence)s AND status", "id = %(id)s AND status"),
+        ],
+        [f"{ZOMBIE}[outcome Completed-task-retaken]"],
+    ),
+    Damage(
+        "outcome-of-a-task-without-fence-on-postgresql",
+        "L3",
+        [Edit(RECORD, "AND {job}.fence = v.fence AND", "AND")],
+        [f"{ZOMBIE}[outcome Completed-task-retaken]"],
+        # The one statement that completes a batch is another one there.
+        database="postgresql",
+    ),
+    Damage(
+        "outcome-of-a-run-without-fence",
+        "L3",
+        [
+            believed("Finish"),
+            Edit(RECORD, "id = %(id)s AND fence = %(fence)s AND status", "id = %(id)s AND status"),
+            Edit(RECORD, "to=to, fence=claim.fence,", "to=to,"),
+        ],
+        [
+            f"{ZOMBIE}[outcome Completed-workflow-retaken]",
+            f"{ZOMBIE}[outcome Failed-workflow-retaken]",
+            f"{ZOMBIE}[outcome TryAgain-workflow-retaken]",
+        ],
+    ),
+    Damage(
+        "step-without-fence",
+        "L3",
+        [believed("StepWrite")],
+        [
+            f"{ZOMBIE}[start of a step-workflow-retaken]",
+            f"{ZOMBIE}[result of a step-workflow-retaken]",
+            f"{ZOMBIE}[failure of a step-workflow-retaken]",
+        ],
+    ),
+    Damage(
+        "log-and-progress-without-fence",
+        "L3",
+        [believed("LogWrite | ProgressWrite | NoteWrite")],
+        [
+            f"{ZOMBIE}[log line-workflow-retaken]",
+            f"{ZOMBIE}[progress-workflow-retaken]",
+            f"{ZOMBIE}[history entry-workflow-retaken]",
+        ],
+    ),
+    Damage(
+        "heartbeat-without-fence",
+        "L3",
+        [
+            Edit(
+                LEASES,
+                'id = %(id)s AND fence = %(fence)s "\n            "AND lease_expires_at IS NOT NULL',
+                'id = %(id)s "\n            "AND lease_expires_at IS NOT NULL',
+            )
+        ],
+        ["tests/engine/test_zombie.py::test_l3_a_zombie_renews_neither_lease_nor_permit"],
+    ),
+    Damage(
+        "take-back-of-the-living",
+        "L6",
+        [Edit(LEASES, 'where = "" if dead else " AND lease_expires_at < {now}"', 'where = ""')],
+        [f"{RECOVERY_TESTS}l6_a_lease_renewed_meanwhile_is_not_taken_back"],
+    ),
+    Damage(
+        "hand-back-counts-as-crash",
+        "L7",
+        [
+            Edit(
+                RECORD,
+                "lease_expires_at = NULL, fence = fence + 1\", detail",
+                "lease_expires_at = NULL, fence = fence + 1, crashes = crashes + 1\", detail",
+            )
+        ],
+        [
+            f"{RECOVERY_TESTS}l7_a_hand_back_counts_as_nothing",
+            "tests/engine/test_stop.py::test_c5_a_second_sigterm_hands_back_and_exits_within_a_second",
+        ],
+    ),
+    Damage(
+        "crash-counts-as-nothing",
+        "L7",
+        [Edit(LEASES, "crashes = crashes + 1, ", "")],
+        [f"{RECOVERY_TESTS}l7_the_last_crash_fails_the_job_and_keeps_its_history"],
+    ),
+    Damage(
+        "replay-ignores-stored-steps",
+        "P5",
+        [Edit(REPLAY, "record = self._records.get(step.key)", "record = None")],
+        ["tests/engine/test_replay.py::test_p5_a_completed_step_is_answered_from_the_store"],
+    ),
+    Damage(
+        "permit-without-uniqueness",
+        "L8",
+        [Edit(PERMITS, '"WHERE {permit}.lease_expires_at < {now} RETURNING id"', '"RETURNING id"')],
+        [
+            f"{PERMIT_TESTS}p6_of_one_key_one_job_is_claimed_at_a_time",
+            f"{PERMIT_TESTS}p6_a_key_holds_over_slugs_and_queues",
+        ],
+    ),
+    Damage(
+        "release-of-somebody-elses-permit",
+        "L8",
+        [Edit(PERMITS, 'own = "" if fence is None else " AND fence = %(fence)s"', 'own = ""')],
+        [f"{PERMIT_TESTS}l8_a_late_release_frees_nobody_elses_unit"],
+    ),
+]  # fmt: skip
