@@ -62,6 +62,9 @@ class ReadOnlyAdmin(admin.ModelAdmin):
             return format_html('<span class="dj-label">{}</span> {}', label, value)
 
         cell.__name__ = name
+        shown: Any = cell
+        if method is not None and hasattr(method, "empty_value_display"):
+            shown.empty_value_display = method.empty_value_display
         return cell
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:

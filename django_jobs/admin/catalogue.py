@@ -32,7 +32,7 @@ def _jobs_link(model_admin: admin.ModelAdmin[Any], **query: str) -> SafeString |
     listed = detail.url(model_admin, "changelist", model="job")
     if listed is None:
         return formatting.EMPTY
-    return format_html('<a href="{}?{}">{}</a>', listed, urlencode(query), _("jobs"))
+    return format_html('<a href="{}?{}">{}</a>', listed, urlencode(query), _("show"))
 
 
 @admin.register(Task)
