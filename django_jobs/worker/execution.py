@@ -17,7 +17,7 @@ from django_jobs.definitions import registry
 from django_jobs.definitions.context import TaskContext, WorkflowContext
 from django_jobs.definitions.retry import Retry
 from django_jobs.definitions.task import Definition
-from django_jobs.errors import CancelJob, DuplicateStepId, ErrorDict, JobFailed, RetryLater
+from django_jobs.errors import CancelJob, ErrorDict, InvalidInput, NonRetryable, RetryLater
 from django_jobs.lifecycle import StepStatus
 from django_jobs.outcomes import (
     Canceled,
@@ -32,9 +32,10 @@ from django_jobs.outcomes import (
 from django_jobs.store.claims import Claim
 from django_jobs.workflows import retrying
 from django_jobs.workflows.attempt import Recorder
-from django_jobs.workflows.io import Loop, LoopIO, ThreadIO, in_own_thread_context
+from django_jobs.workflows.io import Loop, LoopIO, ThreadIO, in_own_thread_context, limited
 from django_jobs.workflows.passes import PassEnds
-from django_jobs.workflows.replay import Replay, StepLimit
+from django_jobs.workflows.replay import Replay, StepLimit, cancel_error
+from django_jobs.workflows.secrets import Secrets
 
 
 @dataclass(slots=True)
@@ -65,27 +66,30 @@ class Execution:
 
     def run(self) -> Outcome:
         """Run the handler in the calling thread."""
-        return self._guarded(self._run)
+        try:
+            return self._ended(self._run())
+        except BaseException as error:
+            return self._after(error)
 
     async def arun(self) -> Outcome:
         """Run an ``async def`` handler on the running loop."""
         try:
             if self.environment.same_thread:
-                return await self._arun()
-            return await in_own_thread_context(self._arun())
+                return self._ended(await self._arun())
+            return self._ended(await in_own_thread_context(self._arun()))
         except BaseException as error:
             return self._after(error)
 
-    def _run(self) -> Outcome:
+    def _run(self) -> Completed:
         args, kwargs = self._arguments()
         started = clock.monotonic()
         with tenant_context(self.claim):
             value = self.definition.func(*args, **kwargs)
         if self.timeout is not None and clock.monotonic() - started > self.timeout:
-            raise TimeoutError
+            raise retrying.timed_out("job", self.timeout)
         return self._completed(value)
 
-    async def _arun(self) -> Outcome:
+    async def _arun(self) -> Completed:
         args, kwargs = self._arguments()
         handler = self.definition.func(*args, **kwargs)
         try:
@@ -93,56 +97,87 @@ class Execution:
                 if self.timeout is None:
                     value = await handler
                 else:
-                    async with asyncio.timeout(self.timeout):
+                    async with limited("job", self.timeout):
                         value = await handler
+        except BaseException as error:
+            if self.attempt is not None and (
+                retrying.is_timed_out(error) or isinstance(error, asyncio.CancelledError)
+            ):
+                for step in self.attempt.under_way:
+                    step.cancel()
+            raise
         finally:
             # A pass ends only after the steps it started are recorded.
-            if self.attempt is not None and self.attempt.under_way:
+            while self.attempt is not None and self.attempt.under_way:
                 await asyncio.gather(*self.attempt.under_way, return_exceptions=True)
         return self._completed(value)
 
-    def _guarded(self, run: Callable[[], Outcome]) -> Outcome:
-        try:
-            return run()
-        except BaseException as error:
-            return self._after(error)
-
     def _arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        claim, definition = self.claim, self.definition
-        stored = jsonvalues.loads(claim.input)
-        args, kwargs = definition.schema.load_input(stored)
+        definition = self.definition
+        stored = jsonvalues.loads(self.claim.input)
+        try:
+            args, kwargs = definition.schema.load_input(stored)
+        except InvalidInput as error:
+            # Another try would read the same row by the same code.
+            raise NonRetryable(str(error)) from error
         if not definition.takes_context:
             return args, kwargs
-        self.attempt = Replay(
-            claim,
-            self.environment.recorder,
-            stored,
-            thread_io=ThreadIO(
-                self.environment.recorder, self.environment.loop, self.environment.pool
-            ),
-            loop_io=LoopIO(self.environment.recorder),
-            run_retry=self.retry,
-            in_run=claim.is_run,
-        )
-        return (self._context(claim.attempts + 1), *args), kwargs
-
-    def _context(self, number: int) -> TaskContext | WorkflowContext:
+        self.attempt = self._replay(self.environment.pool)
+        kind: type[TaskContext | WorkflowContext]
         kind = WorkflowContext if self.claim.is_run else TaskContext
+        return (self._context(kind), *args), kwargs
+
+    def _replay(self, pool: Executor | None) -> Replay:
+        claim, environment = self.claim, self.environment
+        return Replay(
+            claim,
+            environment.recorder,
+            jsonvalues.loads(claim.input),
+            self.definition,
+            thread_io=ThreadIO(
+                environment.recorder,
+                environment.loop,
+                pool,
+                own_context=not environment.same_thread,
+            ),
+            loop_io=LoopIO(environment.recorder),
+            retry=self.retry,
+            run_extra=self._extra,
+        )
+
+    def _context(self, kind: type[TaskContext | WorkflowContext]) -> TaskContext | WorkflowContext:
         assert self.attempt is not None
-        return kind(self.attempt, attempt=number, idempotency_key=str(self.claim.job_id))
+        claim = self.claim
+        return kind(self.attempt, attempt=claim.attempts + 1, idempotency_key=str(claim.job_id))
 
     def _completed(self, value: Any) -> Completed:
         output = self.definition.schema.dump_output(value)
         if output is None:
-            return Completed(None, value)
-        return Completed(
-            jsonvalues.dumps(output, what="output", limit=conf.get().max_output), value
-        )
+            return Completed(None)
+        return Completed(jsonvalues.dumps_plain(output, what="output", limit=conf.get().max_output))
 
     # --- after a failure ----------------------------------------------------------------------
 
+    @property
+    def _extra(self) -> int | None:
+        """Extra tries of the job: W of a run (None is unlimited), T of a task."""
+        if not self.claim.is_run:
+            return retrying.Budget(self.retry).step_extra
+        return None if self.retry is None else self.retry.extra
+
+    def _ended(self, outcome: Outcome) -> Outcome:
+        """The outcome of a pass, even where its handler caught what was not for it."""
+        if self.attempt is None:
+            return outcome
+        if self.attempt.mistake is not None:
+            return self._failed(self.attempt.mistake)
+        return self.attempt.end or outcome
+
     def _after(self, error: BaseException) -> Outcome:
         """What becomes of the job after ``error`` left its handler."""
+        return self._ended(self._outcome_of(error))
+
+    def _outcome_of(self, error: BaseException) -> Outcome:
         claim = self.claim
         if isinstance(error, PassEnds):
             return error.outcome
@@ -152,42 +187,40 @@ class Execution:
             return Later(error.delay, str(error))
         if isinstance(error, CancelJob):
             return Canceled(cancel_error(error.reason))
-        described = self._describe(error)
         delay = self._delay(error)
         if delay is None:
-            return Failed(described, error)
-        return TryAgain(described, delay, error)
+            return self._failed(error)
+        return TryAgain(self._describe(error), delay, error)
+
+    def timed_out(self) -> Outcome:
+        """The outcome of a handler that is over its limit, whether it still runs or not."""
+        return self._outcome_of(retrying.timed_out("job", self.timeout or 0.0))
+
+    def _failed(self, error: BaseException) -> Failed:
+        return Failed(self._describe(error), error)
 
     def _describe(self, error: BaseException) -> ErrorDict:
         code = None
-        if isinstance(error, TimeoutError) and self.timeout is not None:
+        if retrying.is_timed_out(error):
             code = "timeout"
         elif isinstance(error, StepLimit):
             code = "step_limit"
-        described = jsonvalues.describe_error(error, code=code, names=conf.get().redact)
-        if code == "timeout":
-            described["message"] = f"The job timed out after {self.timeout:g} s."
+        secrets = Secrets(self.definition, jsonvalues.loads(self.claim.input))
+        described = secrets.describe(error, code=code)
         if self.claim.is_run:
-            described["step_id"] = (
-                error.error.get("step_id") if isinstance(error, JobFailed) else None
-            )
+            described["step_id"] = retrying.failed_step(error)
         return described
 
     def _delay(self, error: BaseException) -> float | None:
         """Seconds until the next try; None when this failure is final."""
         tries = self.claim.attempts + 1
-        if isinstance(error, StepLimit | DuplicateStepId):
+        # A workflow's own code: W only, unset = no retry.
+        if tries > (self._extra or 0):
             return None
-        if self.claim.is_run:
-            # The workflow's own code: its own setting only, unset = no retry.
-            extra = self.retry.extra if self.retry is not None else None
-            if not extra or tries > extra or not retrying.may_repeat(error, self.retry):
-                return None
-            return retrying.wait(None, 0, self.retry, tries, error)
-        budget = retrying.Budget(self.retry)
-        if tries > budget.step_extra or not retrying.may_repeat(error, self.retry):
+        judges = [self.retry] if self.claim.is_run else retrying.Budget(self.retry).judges
+        if not retrying.may_repeat(error, judges):
             return None
-        return retrying.wait(self.retry, tries, None, 0, error)
+        return retrying.wait([(self.retry, tries)], error)
 
 
 def prepare(claim: Claim, environment: Environment) -> Execution | Outcome:
@@ -195,11 +228,11 @@ def prepare(claim: Claim, environment: Environment) -> Execution | Outcome:
     definition = registry.find(claim.slug, claim.version)
     if definition is None:
         return HandedBack(f"this worker has no code for {claim.slug!r}")
-    kept = [
-        step for step in claim.steps if not step.step_id and step.status == StepStatus.COMPLETED
-    ]
-    if kept:
-        return Completed(kept[0].output)
+    for kept in claim.steps:
+        if not kept.step_id and kept.status == StepStatus.COMPLETED:
+            return Completed(kept.output)
+        if not kept.step_id and kept.status == StepStatus.FAILED:
+            return Failed(jsonvalues.loads(kept.error), counted=False)
     try:
         stored = jsonvalues.loads(claim.input)
         options = jsonvalues.loads(claim.options) or {}
@@ -227,36 +260,27 @@ def corrupt(message: str) -> Failed:
     )
 
 
-def cancel_error(reason: str) -> ErrorDict:
-    return {
-        "type": "django_jobs.errors.CancelJob", "message": jsonvalues.clean_text(reason), "traceback": "",
-        "code": "canceled",
-    }  # fmt: skip
-
-
 def call_back(execution: Execution, outcome: Outcome) -> BaseException | None:
     """Call on_success or on_failure after the outcome is stored; return the error it raised, if any."""
     definition = execution.definition
-    match outcome:
-        case Completed(value=value):
-            callback, args = definition.on_success, (value,)
-        case TryAgain(cause=cause):
-            callback, args = definition.on_failure, (cause, False)  # type: ignore[assignment]
-        case Failed(cause=cause) if cause is not None:
-            callback, args = definition.on_failure, (cause, True)  # type: ignore[assignment]
-        case _:
-            return None
-    if callback is None:
-        return None
     try:
+        match outcome:
+            case Completed(output=output):
+                # As result() gives it, not as the handler left it.
+                value = definition.schema.load_output(jsonvalues.loads(output))
+                callback, args = definition.on_success, (value,)
+            case TryAgain(cause=cause):
+                callback, args = definition.on_failure, (cause, False)  # type: ignore[assignment]
+            case Failed(cause=cause) if cause is not None:
+                callback, args = definition.on_failure, (cause, True)  # type: ignore[assignment]
+            case _:
+                return None
+        if callback is None:
+            return None
         if execution.attempt is None:
-            execution.attempt = Replay(
-                execution.claim, execution.environment.recorder, jsonvalues.loads(execution.claim.input),
-                thread_io=ThreadIO(execution.environment.recorder, execution.environment.loop, None),
-                loop_io=LoopIO(execution.environment.recorder), run_retry=None, in_run=False,
-            )  # fmt: skip
-        context = execution._context(execution.claim.attempts + 1)
-        answer = callback(context, *args)
+            execution.attempt = execution._replay(None)
+        execution.attempt.is_over = True
+        answer = callback(execution._context(TaskContext), *args)
         if asyncio.iscoroutine(answer):
             execution.environment.loop.run(answer)
     except BaseException as error:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
+import threading
 import traceback
 from typing import Any, Protocol
 
-from django_jobs import clock, conf, jsonvalues
+from django_jobs import clock, jsonvalues
+from django_jobs.definitions.task import Definition
 from django_jobs.errors import InvalidInput, LeaseLost
 from django_jobs.models import Job
 from django_jobs.store.claims import Claim
 from django_jobs.store.record import Item, LogWrite, ProgressWrite
 from django_jobs.store.steps import Answer
+from django_jobs.workflows.asking import blocking
+from django_jobs.workflows.secrets import Secrets
 
 LOG_LINES = 10_000
 LOG_BYTES = 1_048_576
@@ -48,54 +52,67 @@ class AttemptLog:
 
     def __init__(self, attempt: Attempt) -> None:
         self._attempt = attempt
+        self._lock = threading.Lock()
         self._lines = 0
         self._bytes = 0
         self._logger = logging.getLogger("django_jobs.task")
 
     def debug(self, message: object, *args: object) -> None:
-        self._add(logging.DEBUG, message, args)
+        self._add(logging.DEBUG, _formatted(message, args))
 
     def info(self, message: object, *args: object) -> None:
-        self._add(logging.INFO, message, args)
+        self._add(logging.INFO, _formatted(message, args))
 
     def warning(self, message: object, *args: object) -> None:
-        self._add(logging.WARNING, message, args)
+        self._add(logging.WARNING, _formatted(message, args))
 
     def error(self, message: object, *args: object) -> None:
-        self._add(logging.ERROR, message, args)
+        self._add(logging.ERROR, _formatted(message, args))
 
     def exception(self, message: object, *args: object) -> None:
         """As ``error``, with the traceback of the exception in hand."""
-        self._add(logging.ERROR, f"{message}\n{traceback.format_exc()}", args)
+        self._add(logging.ERROR, f"{_formatted(message, args)}\n{traceback.format_exc()}")
 
-    def _add(self, level: int, message: object, args: tuple[object, ...]) -> None:
-        text = str(message)
-        if args:
-            try:
-                text = text % args
-            except (TypeError, ValueError):
-                text = f"{text} {args!r}"
-        claim = self._attempt.claim
+    def _add(self, level: int, text: str) -> None:
+        attempt = self._attempt
+        claim = attempt.claim
+        text = attempt.secrets_in_hand.hide(jsonvalues.clean_text(text, LOG_BYTES))
         self._logger.log(level, "%s %s: %s", claim.slug, claim.job_id, text)
-        if self._lines > LOG_LINES or self._bytes > LOG_BYTES:
-            return
-        names = conf.get().redact
-        text = jsonvalues.redact_text(jsonvalues.clean_text(text, LOG_BYTES), names)
-        self._lines += 1
-        self._bytes += len(text.encode())
-        if self._lines > LOG_LINES or self._bytes > LOG_BYTES:
-            text = "… truncated: the log of this attempt has reached its limit."
+        with self._lock:
+            if self._lines > LOG_LINES or self._bytes > LOG_BYTES:
+                return
+            self._lines += 1
+            self._bytes += len(text.encode())
+            if self._lines > LOG_LINES or self._bytes > LOG_BYTES:
+                text = "… truncated: the log of this attempt has reached its limit."
         name = logging.getLevelName(level).lower()
-        self._attempt.post(LogWrite(claim, [(name, text, self._attempt.step_in_hand)]))
+        attempt.post(LogWrite(claim, [(name, text, attempt.step_in_hand)]))
+
+
+def _formatted(message: object, args: tuple[object, ...]) -> str:
+    """``message % args`` whatever they are: a line of log never fails a handler."""
+    try:
+        text = str(message)
+    except Exception:
+        return f"<unprintable {type(message).__qualname__}>"
+    if not args:
+        return text
+    try:
+        return text % args
+    except Exception:
+        return f"{text} <{len(args)} arguments that do not fit>"
 
 
 class Attempt:
     """What every kind of job offers to its context."""
 
-    def __init__(self, claim: Claim, recorder: Recorder, input: dict[str, Any]) -> None:
+    def __init__(
+        self, claim: Claim, recorder: Recorder, input: dict[str, Any], definition: Definition
+    ) -> None:
         self.claim = claim
         self.recorder = recorder
         self.input = input
+        self.secrets = Secrets(definition, input)
         self.version = claim.version
         self.log = AttemptLog(self)
         self._job: Job | None = None
@@ -107,10 +124,16 @@ class Attempt:
         return None
 
     @property
+    def secrets_in_hand(self) -> Secrets:
+        """What to hide of the calling code's errors and log lines."""
+        return self.secrets
+
+    @property
     def job(self) -> Job:
         """The row, read once when first asked for."""
         if self._job is None:
-            self._job = Job.units.using(self.recorder.alias).get(pk=self.claim.job_id)
+            rows = Job.units.using(self.recorder.alias)
+            self._job = blocking(lambda: rows.get(pk=self.claim.job_id))
         return self._job
 
     @property
@@ -120,7 +143,7 @@ class Attempt:
         present = clock.monotonic()
         if self.recorder.always_look or present - self._looked >= CANCEL_LOOK:
             self._looked = present
-            if self.recorder.status_of(self.claim) is None:
+            if blocking(lambda: self.recorder.status_of(self.claim)) is None:
                 self.claim.revoked = "canceled"
         return self.claim.revoked is not None
 
@@ -131,12 +154,11 @@ class Attempt:
             or not 0 <= fraction <= 1
         ):
             raise InvalidInput(f"progress() takes a fraction from 0 to 1, not {fraction!r}.")
-        self.post(
-            ProgressWrite(self.claim, float(fraction), jsonvalues.clean_text(str(note), 800)[:200])
-        )
+        text = self.secrets_in_hand.hide(jsonvalues.clean_text(str(note), 800))[:200]
+        self.post(ProgressWrite(self.claim, float(fraction), text))
 
     def heartbeat(self) -> None:
-        if not self.recorder.renew(self.claim):
+        if not blocking(lambda: self.recorder.renew(self.claim)):
             raise LeaseLost(self.claim.job_id, self.claim.fence)
 
     def post(self, item: Item) -> None:

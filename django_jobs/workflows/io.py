@@ -7,17 +7,22 @@ The driver is written once, as coroutines. In a thread nothing in it ever suspen
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import functools
 import inspect
-from collections.abc import Callable, Coroutine, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import Executor, Future
 from typing import Any, Protocol, TypeVar
 
-from asgiref.sync import ThreadSensitiveContext, sync_to_async
+from asgiref.sync import SyncToAsync, ThreadSensitiveContext, sync_to_async
+from django.db import connections
 
 from django_jobs.store.record import Item
 from django_jobs.store.steps import Answer
+from django_jobs.workflows import retrying
+from django_jobs.workflows.asking import on_loop
 from django_jobs.workflows.attempt import Recorder
 
 T = TypeVar("T")
@@ -31,15 +36,6 @@ def drive(coroutine: Coroutine[Any, Any, T]) -> T:
         return done.value
     coroutine.close()
     raise RuntimeError("A step that runs in a thread tried to suspend.")
-
-
-def on_loop() -> bool:
-    """Whether the calling code runs on an event loop."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
 
 
 class Loop(Protocol):
@@ -59,12 +55,18 @@ class IO(Protocol):
 
 
 class ThreadIO:
-    """In a thread: writes block, steps of a gather run in ``pool`` or, without one, one by one."""
+    """In a thread: writes block; steps of a gather run in ``pool`` too or, without one, one by one.
 
-    def __init__(self, recorder: Recorder, loop: Loop, pool: Executor | None) -> None:
+    ``own_context`` gives each async function its own thread for what it calls thread-sensitively.
+    """
+
+    def __init__(
+        self, recorder: Recorder, loop: Loop, pool: Executor | None, *, own_context: bool = True
+    ) -> None:
         self._recorder = recorder
         self._loop = loop
         self._pool = pool
+        self._own_context = own_context
 
     async def write(self, item: Item) -> Answer:
         return self._recorder.write(item)
@@ -72,20 +74,53 @@ class ThreadIO:
     async def call(self, function: Callable[[], Any], timeout: float | None) -> Any:
         answer = function()
         if inspect.isawaitable(answer):
-            answer = self._loop.run(_awaited(answer, timeout))
+            work = _awaited(answer, timeout)
+            if self._own_context:
+                work = _in_context(contextvars.copy_context(), in_own_thread_context(work))
+            answer = self._loop.run(work)
         return answer
 
     async def together(self, steps: Sequence[Callable[[], Coroutine[Any, Any, Any]]]) -> list[Any]:
         if self._pool is None or len(steps) < 2:
-            return [_caught(functools.partial(drive, step())) for step in steps]
-        futures: list[Future[Any]] = []
-        for step in steps[1:]:
-            context = contextvars.copy_context()
-            futures.append(
-                self._pool.submit(context.run, _caught, functools.partial(_driven, step))
-            )
-        first = _caught(functools.partial(_driven, steps[0]))
-        return [first, *(future.result() for future in futures)]
+            return [_caught(functools.partial(_driven, step)) for step in steps]
+        return Crew(steps).work(self._pool)
+
+
+class Crew:
+    """Several threads on one list of steps.
+
+    The calling thread works as well and waits only for steps that somebody has begun, so that
+    steps which gather steps of their own never wait for a place in a full pool.
+    """
+
+    def __init__(self, steps: Sequence[Callable[[], Coroutine[Any, Any, Any]]]) -> None:
+        self._steps = steps
+        self._left = deque(range(len(steps)))
+        self._results: list[Any] = [None] * len(steps)
+        self._begun: list[Future[None]] = [Future() for _ in steps]
+
+    def work(self, pool: Executor) -> list[Any]:
+        for _ in self._steps[1:]:
+            pool.submit(contextvars.copy_context().run, self._help)
+        self._do_what_is_left()
+        for done in self._begun:
+            done.result()
+        return self._results
+
+    def _help(self) -> None:
+        try:
+            self._do_what_is_left()
+        finally:
+            clean_up()
+
+    def _do_what_is_left(self) -> None:
+        while True:
+            try:
+                index = self._left.popleft()
+            except IndexError:
+                return
+            self._results[index] = _caught(functools.partial(_driven, self._steps[index]))
+            self._begun[index].set_result(None)
 
 
 class LoopIO:
@@ -112,15 +147,63 @@ class LoopIO:
 
 async def in_own_thread_context(work: Coroutine[Any, Any, T]) -> T:
     """Run ``work`` so that its thread-sensitive calls share one thread with no neighbour."""
-    async with ThreadSensitiveContext():
+    # Set by hand: entered within another context it would share that one's thread, which may be
+    # the very thread that waits for this work.
+    own = ThreadSensitiveContext()
+    token = SyncToAsync.thread_sensitive_context.set(own)
+    try:
         return await work
+    finally:
+        executor = SyncToAsync.context_to_thread_executor.get(own)
+        if executor is not None:
+            # The thread ends here; its connections must not outlive it.
+            await sync_to_async(connections.close_all, thread_sensitive=True)()
+            executor.shutdown()
+        SyncToAsync.thread_sensitive_context.reset(token)
+
+
+def is_being_canceled() -> bool:
+    """Whether somebody cancels the running asyncio task; a handler may raise CancelledError itself."""
+    if not on_loop():
+        return False
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def clean_up() -> None:
+    """Leave nothing of a step's connections to the next one in this thread."""
+    for connection in connections.all(initialized_only=True):
+        if connection.connection is None:
+            continue
+        if connection.in_atomic_block or connection.needs_rollback:
+            connection.close()
+        else:
+            connection.close_if_unusable_or_obsolete()
 
 
 async def _awaited(awaitable: Any, timeout: float | None) -> Any:
     if timeout is None:
         return await awaitable
-    async with asyncio.timeout(timeout):
+    async with limited("step", timeout):
         return await awaitable
+
+
+@contextlib.asynccontextmanager
+async def limited(what: str, seconds: float) -> AsyncIterator[None]:
+    """Cancel the block after ``seconds`` with an error that names the limit."""
+    limit = asyncio.timeout(seconds)
+    try:
+        async with limit:
+            yield
+    except TimeoutError:
+        if limit.expired():
+            raise retrying.timed_out(what, seconds) from None
+        raise
+
+
+async def _in_context(context: contextvars.Context, work: Coroutine[Any, Any, T]) -> T:
+    """Run ``work`` in the caller's context: a loop of another thread does not know it."""
+    return await asyncio.get_running_loop().create_task(work, context=context)
 
 
 def _driven(step: Callable[[], Coroutine[Any, Any, Any]]) -> Any:

@@ -94,7 +94,7 @@ def plan(call: StepCall, run_retry: Retry | None) -> Planned:
         stated = definition.options.timeout
         timeout = seconds(stated, "timeout") if stated is not None else definition.timeout
     # The function gets what is stored, on a first try as on a later one.
-    text = jsonvalues.dumps(
+    text = jsonvalues.dumps_plain(
         _step_input(call, definition), what="input", limit=conf.get().max_input
     )
     return Planned(

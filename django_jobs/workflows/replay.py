@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import functools
-import inspect
 import threading
 from collections.abc import Coroutine
-from dataclasses import dataclass
 from typing import Any
 
 from django.db import transaction
 
-from django_jobs import clock, conf, failpoints, ids, jsonvalues
+from django_jobs import clock, conf, failpoints, jsonvalues
 from django_jobs.definitions.context import StepCall, TaskContext
-from django_jobs.definitions.options import check_step_id, seconds
 from django_jobs.definitions.retry import Retry
 from django_jobs.definitions.task import Definition
 from django_jobs.errors import (
@@ -23,110 +19,105 @@ from django_jobs.errors import (
     ConfigurationError,
     DuplicateStepId,
     ErrorDict,
-    InvalidInput,
+    InvalidOutput,
     JobFailed,
     JobsError,
     NonDeterministic,
+    NotSerializable,
     RetryLater,
-    UnknownTask,
 )
-from django_jobs.lifecycle import StepKind, StepStatus
-from django_jobs.outcomes import HandedBack, Later, Lost, Parked, TryAgain
+from django_jobs.lifecycle import StepStatus
+from django_jobs.outcomes import (
+    Canceled,
+    Failed,
+    HandedBack,
+    Later,
+    Lost,
+    Outcome,
+    Parked,
+    TryAgain,
+)
 from django_jobs.store.claims import Claim, StepRecord
 from django_jobs.store.record import NoteWrite
 from django_jobs.store.record import record as write_all
 from django_jobs.store.session import Session
 from django_jobs.store.steps import StepWrite
 from django_jobs.workflows import retrying
+from django_jobs.workflows.asking import on_loop
 from django_jobs.workflows.attempt import Attempt, Recorder
-from django_jobs.workflows.io import IO, LoopIO, ThreadIO, drive, on_loop
+from django_jobs.workflows.io import IO, LoopIO, ThreadIO, drive, is_being_canceled
 from django_jobs.workflows.passes import PassEnds
+from django_jobs.workflows.plan import Planned, Scope, group, plan, scope_in_hand
+from django_jobs.workflows.secrets import Secrets
 
-#: Kinds that a stored id must not change between.
-GROUPS = {StepKind.TASK: "task", StepKind.INLINE: "task", StepKind.HTTP: "task"}
+#: Tries of a transactional step whose COMMIT got no answer and did not happen.
+COMMIT_TRIES = 3
 
 
 class StepLimit(JobsError):
     """The run has as many steps as a run may have."""
 
 
-@dataclass(frozen=True, slots=True)
-class Scope:
-    """A step in hand: where the steps called within it belong."""
-
-    path: str
-    key: str
-    slug: str
-    budget: retrying.Budget
-    failures: int
-    parent: Scope | None = None
-    transactional: bool = False
-
-    @property
-    def name(self) -> str:
-        return f"{self.slug}/{self.path}"
-
-
-_scope: contextvars.ContextVar[Scope | None] = contextvars.ContextVar(
-    "django_jobs_scope", default=None
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Planned:
-    """A step as asked for in this pass."""
-
-    call: StepCall
-    definition: Definition | None
-    kind: StepKind
-    slug: str
-    path: str
-    key: str
-    scope: Scope | None
-    budget: retrying.Budget
-    retry: Retry | None
-    timeout: float | None
-    input: dict[str, Any]
-    transactional: bool = False
-
-    @property
-    def name(self) -> str:
-        return f"{self.slug}/{self.path}"
+class CommitLost(Exception):
+    """The connection went with the COMMIT of a transactional step."""
 
 
 class Replay(Attempt):
-    """The driver of one pass: answers recorded steps, runs and records the others."""
+    """The driver of one pass: answers recorded steps, runs and records the others.
+
+    ``retry`` is the job's own: the workflow's of a run. ``run_extra`` is W, the extra passes of
+    the job; None is unlimited.
+    """
 
     def __init__(
         self,
         claim: Claim,
         recorder: Recorder,
         input: dict[str, Any],
+        definition: Definition,
         *,
         thread_io: ThreadIO,
         loop_io: LoopIO,
-        run_retry: Retry | None,
-        in_run: bool,
+        retry: Retry | None,
+        run_extra: int | None,
     ) -> None:
-        super().__init__(claim, recorder, input)
+        super().__init__(claim, recorder, input, definition)
         self._thread_io = thread_io
         self._loop_io = loop_io
-        self._run_retry = run_retry if run_retry is not None else (Retry() if in_run else None)
+        self._retry = retry
+        self._run_extra = run_extra
         self._records = {step.step_key: step for step in claim.steps if step.step_id}
         self._groups: dict[str, set[str]] = {}
         for step in self._records.values():
-            self._groups.setdefault(step.step_id, set()).add(_group(StepKind(step.kind)))
+            self._groups.setdefault(step.step_id, set()).add(group(step.kind))
         self._seen: set[str] = set()
         self._lock = threading.Lock()
         self._done_no = max((step.done_no or 0 for step in self._records.values()), default=0)
-        self._marked = False
+        self._marked = bool(self._records) or claim.fence > 1
+        #: How the pass ended within each step, by its key; under None for the handler itself.
+        self._ends: dict[str | None, PassEnds] = {}
+        #: A mistake that fails the run even where the handler catches it.
+        self.mistake: JobsError | None = None
+        #: The outcome is stored; only callbacks follow.
+        self.is_over = False
         #: Steps under way on an event loop; a pass ends only after they are recorded.
         self.under_way: set[asyncio.Future[Any]] = set()
 
     @property
     def step_in_hand(self) -> str | None:
-        scope = _scope.get()
+        scope = scope_in_hand.get()
         return None if scope is None else scope.key
+
+    @property
+    def secrets_in_hand(self) -> Secrets:
+        scope = scope_in_hand.get()
+        return self.secrets if scope is None else self._secrets(scope.step)
+
+    @property
+    def end(self) -> Outcome | None:
+        """The outcome of a pass that ended early, even where the handler caught that."""
+        end = self._ends.get(None)
+        return None if end is None else end.outcome
 
     @property
     def task_status(self) -> dict[str, dict[str, dict[str, Any]]]:
@@ -138,14 +129,27 @@ class Replay(Attempt):
     # --- what contexts call -------------------------------------------------------------------
 
     def step(self, call: StepCall) -> Any:
+        self._check_going_on()
         return self._started(self._one(call))
 
     def gather(self, calls: list[StepCall]) -> Any:
+        self._check_going_on()
         return self._started(self._all(calls))
 
     @property
     def _io(self) -> IO:
         return self._loop_io if on_loop() else self._thread_io
+
+    def _check_going_on(self) -> None:
+        """Start nothing, such as a step in a ``finally``, where this pass has ended."""
+        if self.is_over:
+            raise ConfigurationError(
+                f"A callback of {self.claim.slug!r} calls a step. Callbacks run at most once and have no "
+                "steps; what must happen belongs in a step of the workflow."
+            )
+        end = self._ends.get(self.step_in_hand)
+        if end is not None:
+            raise end
 
     def _started(self, work: Coroutine[Any, Any, Any]) -> Any:
         """On a loop an awaitable; in a thread the result itself."""
@@ -157,64 +161,37 @@ class Replay(Attempt):
         return task
 
     async def _one(self, call: StepCall) -> Any:
-        return await self._run(self._reserve([self._plan(call)])[0])
+        try:
+            return await self._run(self._reserve([plan(call, self._run_level)])[0])
+        except PassEnds as end:
+            self._note_end(end)
+            raise
 
     async def _all(self, calls: list[StepCall]) -> list[Any]:
-        planned = self._reserve([self._plan(call) for call in calls])
-        results = await self._io.together([functools.partial(self._run, step) for step in planned])
-        self._raise_worst(results)
-        return results
+        try:
+            planned = self._reserve([plan(call, self._run_level) for call in calls])
+            results = await self._io.together(
+                [functools.partial(self._run, step) for step in planned]
+            )
+            _raise_worst(results)
+            return results
+        except PassEnds as end:
+            self._note_end(end)
+            raise
 
-    @staticmethod
-    def _raise_worst(results: list[Any]) -> None:
-        """Raise what ends the pass first, then the first failure; every sibling is recorded by now."""
-        failures = [result for result in results if isinstance(result, BaseException)]
-        ends = [failure for failure in failures if isinstance(failure, PassEnds)]
-        if ends:
-            raise max(ends, key=lambda end: _severity(end.outcome))
-        if failures:
-            raise failures[0]
+    @property
+    def _run_level(self) -> Retry | None:
+        """The workflow's retries, to which a step's fall through; a task's job has none."""
+        return self._retry if self.claim.is_run else None
+
+    def _note_end(self, end: PassEnds) -> None:
+        with self._lock:
+            key = self.step_in_hand
+            known = self._ends.get(key)
+            if known is None or _severity(end.outcome) > _severity(known.outcome):
+                self._ends[key] = end
 
     # --- planning -----------------------------------------------------------------------------
-
-    def _plan(self, call: StepCall) -> Planned:
-        step_id = check_step_id(call.step_id)
-        definition, kind, slug = self._target(call)
-        scope = _scope.get()
-        if scope is not None and scope.transactional:
-            raise ConfigurationError(
-                f"Step {step_id!r} is called inside the transactional step {scope.path!r}. A transactional "
-                "step has no steps of its own: its writes and its record commit together."
-            )
-        path = f"{scope.path}/{step_id}" if scope else step_id
-        own = _own_retry(call, definition)
-        timeout = seconds(call.timeout, "timeout") if call.timeout is not None else None
-        if timeout is None and definition is not None:
-            stated = definition.options.timeout
-            timeout = seconds(stated, "timeout") if stated is not None else definition.timeout
-        return Planned(
-            call=call, definition=definition, kind=kind, slug=slug, path=path, key=ids.digest(slug, path),
-            scope=scope, budget=retrying.Budget(own, self._run_retry), retry=own, timeout=timeout or None,
-            input=_step_input(call, definition), transactional=_is_transactional(call, definition),
-        )  # fmt: skip
-
-    def _target(self, call: StepCall) -> tuple[Definition | None, StepKind, str]:
-        if call.inline:
-            if isinstance(call.target, Definition):
-                raise UnknownTask(
-                    f"{call.target!r} is registered: call it by run.task(), not run.inline()."
-                )
-            if not callable(call.target):
-                raise ConfigurationError(
-                    f"run.inline({call.step_id!r}, …) takes a function, not {call.target!r}."
-                )
-            return None, StepKind.INLINE, "inline"
-        if not isinstance(call.target, Definition):
-            name = getattr(call.target, "__qualname__", repr(call.target))
-            raise UnknownTask(
-                f"{name} is no registered task. Decorate it with @task, or call it by run.inline({call.step_id!r}, …)."
-            )
-        return call.target, StepKind.TASK, call.target.slug
 
     def _reserve(self, planned: list[Planned]) -> list[Planned]:
         """Note the ids of this pass; refuse a second use before anything of it runs."""
@@ -222,35 +199,33 @@ class Replay(Attempt):
             keys = [step.key for step in planned]
             for step in planned:
                 if step.key in self._seen or keys.count(step.key) > 1:
-                    raise DuplicateStepId(
+                    self.mistake = DuplicateStepId(
                         f"The step id {step.path!r} of {step.slug!r} is used twice in one pass of "
                         f"{self.claim.slug!r}. Give each call an id of its own."
                     )
+                    raise self.mistake
                 self._check_kind(step)
+            known = len(self._records.keys() | self._seen)
             self._seen.update(keys)
-            known = len(self._records)
-            new = [step for step in planned if step.key not in self._records]
-            if known + len(new) > conf.get().step_limit:
-                raise StepLimit(
-                    f"The run has {known} steps and asks for {len(new)} more; STEP_LIMIT is {conf.get().step_limit}."
+            new = len(self._records.keys() | self._seen) - known
+            limit = conf.get().step_limit
+            if new and known + new > limit:
+                self.mistake = StepLimit(
+                    f"The run has {known} steps and asks for {new} more; STEP_LIMIT is {limit}."
                 )
+                raise self.mistake
         return planned
 
     def _check_kind(self, step: Planned) -> None:
         groups = self._groups.get(step.path)
-        if groups and _group(step.kind) not in groups:
+        if groups and group(step.kind) not in groups:
             stored = ", ".join(sorted(groups))
-            raise PassEnds(
-                Parked(
-                    jsonvalues.describe_error(
-                        NonDeterministic(
-                            f"The step id {step.path!r} is stored as {stored}, and this pass asks for a {step.kind}. "
-                            "Give the new step another id, or register a new version of the workflow."
-                        ),
-                        code="non_deterministic",
-                    )
-                )
+            error = NonDeterministic(
+                f"The step id {step.path!r} is stored as {stored}, and this pass asks for a {step.kind}. "
+                "Give the new step another id, or register a new version of the workflow."
             )
+            described = jsonvalues.describe_error(error, code="non_deterministic")
+            raise PassEnds(Parked({**described, "step_id": step.path}))
 
     # --- running ------------------------------------------------------------------------------
 
@@ -260,7 +235,7 @@ class Replay(Attempt):
             if record.status == StepStatus.COMPLETED and self._restores(step, record):
                 return self._load(step, record.output)
             if record.status == StepStatus.FAILED and record.error is not None:
-                raise _stored_failure(step.name, record)
+                raise _failure(step, jsonvalues.loads(record.error))
         self._check_alive()
         await self._mark_start(step, record)
         return await self._execute(step, record)
@@ -279,96 +254,135 @@ class Replay(Attempt):
 
     async def _mark_start(self, step: Planned, record: StepRecord | None) -> None:
         mark = self._write_of(step, record, StepStatus.RUNNING)
-        if not self._marked and record is None:
-            # The claim itself is the start mark of the first step: no commit of its own.
-            self._marked = True
-            self.recorder.post(mark)
-        else:
-            self._marked = True
+        if self._marked:
             match await self._io.write(mark):
                 case "paused":
                     raise PassEnds(HandedBack("paused"))
                 case "lost":
                     raise PassEnds(Lost({"step": step.name}))
+        else:
+            # The claim itself is the start mark of the job's first step: no commit of its own.
+            self._marked = True
+            self.recorder.post(mark)
         self._remember(mark)
 
     async def _execute(self, step: Planned, record: StepRecord | None) -> Any:
         tried = record.total_tried if record else 0
         failures = record.failures if record else 0
-        scope = Scope(
-            step.path, step.key, step.slug, step.budget, failures, step.scope, step.transactional
-        )
-        token = _scope.set(scope)
-        started = clock.monotonic()
+        scope = Scope(step, failures)
+        token = scope_in_hand.set(scope)
         try:
-            if step.transactional:
-                done = await self._io.call(
-                    functools.partial(self._in_transaction, step, tried + 1, failures), None
-                )
-            else:
-                value = await self._io.call(self._call_of(step, tried + 1), step.timeout)
-                if step.timeout is not None and clock.monotonic() - started > step.timeout:
-                    raise TimeoutError
-                done = self._done(step, tried + 1, failures, self._dump(step, value))
-        except PassEnds:
-            raise
-        except RetryLater as later:
-            await self._note_pending(step, tried, failures)
-            raise PassEnds(Later(later.delay, str(later))) from later
-        except CancelJob:
-            raise
-        except asyncio.CancelledError:
-            if self.claim.revoked is not None:
-                raise PassEnds(Lost({"reason": self.claim.revoked})) from None
-            raise
+            done = await self._try(step, tried + 1, failures)
+        except PassEnds as end:
+            return await self._end_early(step, tried, failures, end)
+        except RetryLater as error:
+            again = PassEnds(Later(error.delay, str(error)))
+            return await self._end_early(step, tried, failures, again)
+        except CancelJob as error:
+            last = PassEnds(Canceled(cancel_error(error.reason)))
+            return await self._end_early(step, tried, failures, last)
         except BaseException as error:
-            code = (
-                "timeout" if isinstance(error, TimeoutError) and step.timeout is not None else None
-            )
-            return await self._fail(step, tried + 1, failures + 1, error, code)
+            if is_being_canceled():
+                # A time limit, or the worker: the step ends with its pass.
+                self.recorder.post(self._noted(step, StepStatus.CANCELED, tried, failures))
+                if self.claim.revoked is not None:
+                    raise PassEnds(Lost({"reason": self.claim.revoked})) from None
+                raise
+            return await self._fail(step, tried + 1, failures + 1, error)
         finally:
-            _scope.reset(token)
+            scope_in_hand.reset(token)
         return await self._complete(step, done)
+
+    async def _try(self, step: Planned, number: int, failures: int) -> StepWrite:
+        """Run the function once and make the record of its success."""
+        if step.transactional:
+            attempt = functools.partial(self._in_transaction, step, number, failures)
+            return await self._io.call(attempt, None)
+        started = clock.monotonic()
+        value = await self._io.call(self._call_of(step, number), step.timeout)
+        if step.key in self._ends:
+            raise self._ends[step.key]  # the function caught what was not for it
+        _check_time(step, started)
+        return self._done(step, number, failures, self._dump(step, value))
 
     def _call_of(self, step: Planned, number: int) -> Any:
         definition, call = step.definition, step.call
         if definition is None:
             return call.target
-        args, kwargs = definition.schema.load_input(step.input)
+        args, kwargs = definition.schema.load_input(jsonvalues.loads(step.input_text))
         if definition.takes_context:
-            context = TaskContext(
-                self, attempt=number, idempotency_key=f"{self.claim.job_id}:{step.name}"
-            )
-            args = (context, *args)
+            args = (self._context_of(step, number), *args)
         return functools.partial(definition.func, *args, **kwargs)
 
-    def _in_transaction(self, step: Planned, tried: int, failures: int) -> StepWrite:
+    def _context_of(self, step: Planned, number: int) -> TaskContext:
+        key = f"{self.claim.job_id}:{step.name}"
+        return TaskContext(self, attempt=number, idempotency_key=key)
+
+    def _in_transaction(self, step: Planned, number: int, failures: int) -> StepWrite:
         """Run a transactional step: its writes and its record commit together, or not at all."""
+        for left in reversed(range(COMMIT_TRIES)):
+            try:
+                return self._commit_with_record(step, number, failures)
+            except CommitLost as lost:
+                done = self._done_before(step)
+                if done is not None:
+                    return done
+                if not left:
+                    raise (lost.__cause__ or lost) from None
+        raise AssertionError("unreachable")
+
+    def _commit_with_record(self, step: Planned, number: int, failures: int) -> StepWrite:
         session = Session(self.recorder.alias)
         started = clock.monotonic()
-        with transaction.atomic(using=session.alias):
-            session.limit_transaction(conf.get().lease * 0.8)
-            output = self._dump(step, self._call_of(step, tried)())
-            if step.timeout is not None and clock.monotonic() - started > step.timeout:
-                raise TimeoutError
-            done = self._done(step, tried, failures, output)
-            failpoints.reach("transactional.before_record")
-            # The fence is checked last, right before the commit, under the lock of the job's row.
-            if write_all(session, [done]) != ["written"]:
-                raise PassEnds(Lost({"step": step.name}))
+        done: StepWrite | None = None
+        try:
+            with transaction.atomic(using=session.alias):
+                session.limit_transaction(conf.get().lease * 0.8)
+                output = self._dump(step, self._call_of(step, number)())
+                _check_time(step, started)
+                record = self._done(step, number, failures, output)
+                failpoints.reach("transactional.before_record")
+                # The fence is checked last, right before the commit, under the lock of the job's row.
+                if write_all(session, [record]) != ["written"]:
+                    raise PassEnds(Lost({"step": step.name}))
+                done = record
+            failpoints.reach("transactional.after_commit")
+        except Exception as error:
+            if done is not None and session.dialect.is_lost(error):
+                session.connection.close()
+                raise CommitLost from error
+            raise
+        return done
+
+    def _done_before(self, step: Planned) -> StepWrite | None:
+        """The record that a COMMIT without an answer has left under our fence, if it happened."""
+        row = Session(self.recorder.alias).one(
+            "SELECT {text(output)}, total_tried, failures, done_no FROM {taskstatus} WHERE job_id = %(job)s "
+            "AND step_key = %(key)s AND status = 'completed' AND fence = %(fence)s",
+            job=self.claim.job_id, key=step.key, fence=self.claim.fence,
+        )  # fmt: skip
+        if row is None:
+            return None
+        done = self._noted(step, StepStatus.COMPLETED, row[1], row[2])
+        done.output, done.done_no = row[0], row[3]
         return done
 
     def _dump(self, step: Planned, value: Any) -> str:
+        limit = conf.get().max_output
         if step.definition is not None:
-            value = step.definition.schema.dump_output(value)
-        return jsonvalues.dumps(value, what="output", limit=conf.get().max_output)
+            output = step.definition.schema.dump_output(value)
+            return jsonvalues.dumps_plain(output, what="output", limit=limit)
+        try:
+            return jsonvalues.dumps(value, what="output", limit=limit)
+        except NotSerializable as error:
+            raise InvalidOutput(f"step {step.name}: {error}") from None
 
     def _done(self, step: Planned, tried: int, failures: int, output: str) -> StepWrite:
         with self._lock:
             self._done_no += 1
             number = self._done_no
-        done = self._write_of(step, None, StepStatus.COMPLETED)
-        done.output, done.total_tried, done.failures, done.done_no = output, tried, failures, number
+        done = self._noted(step, StepStatus.COMPLETED, tried, failures)
+        done.output, done.done_no = output, number
         done.again = step.retry is not None and step.retry.restore is not True
         return done
 
@@ -387,79 +401,90 @@ class Replay(Attempt):
             await self._call_back(step, callback, done.total_tried, result)
         return result
 
-    async def _fail(
-        self, step: Planned, tried: int, failures: int, error: BaseException, code: str | None
-    ) -> Any:
-        described = jsonvalues.describe_error(error, code=code, names=conf.get().redact)
-        described["step_id"] = step.path
-        if code == "timeout":
-            described["message"] = f"The step timed out after {step.timeout:g} s."
+    # --- ends that are no success -------------------------------------------------------------
+
+    async def _fail(self, step: Planned, tried: int, failures: int, error: BaseException) -> Any:
+        """Record a failed try; raise what the caller of the step gets, or the end of the pass."""
+        code = "timeout" if retrying.is_timed_out(error) else None
+        described = self._secrets(step).describe(error, code=code)
         delay = self._next_try(step, failures, error)
-        final = delay is None
-        failed = self._write_of(step, None, StepStatus.FAILED if final else StepStatus.PENDING)
-        failed.error, failed.total_tried, failed.failures = described, tried, failures
-        if await self._io.write(failed) == "lost":
-            raise PassEnds(Lost({"step": step.name}))
-        self._remember(failed)
+        await self._note_failure(step, tried, failures, described, error, final=delay is None)
+        if delay is None:
+            raise _failure(step, described) from error
+        raise PassEnds(TryAgain({**described, "step_id": step.path}, delay, error)) from error
+
+    async def _end_early(self, step: Planned, tried: int, failures: int, end: PassEnds) -> Any:
+        """The pass ends within this step: a failed try of a step in it is one of this step too."""
+        match end.outcome:
+            case TryAgain(error=error, cause=cause):
+                described = {key: value for key, value in error.items() if key != "step_id"}
+                await self._note_failure(
+                    step, tried + 1, failures + 1, described, cause or end, final=False
+                )
+            case Canceled():
+                await self._write(self._noted(step, StepStatus.CANCELED, tried, failures))
+            case Lost():
+                pass
+            case _:
+                await self._write(self._noted(step, StepStatus.PENDING, tried, failures))
+        raise end
+
+    async def _note_failure(
+        self,
+        step: Planned,
+        tried: int,
+        failures: int,
+        described: ErrorDict,
+        error: BaseException,
+        *,
+        final: bool,
+    ) -> None:
+        status = StepStatus.FAILED if final else StepStatus.PENDING
+        failed = self._noted(step, status, tried, failures)
+        failed.error = described
+        await self._write(failed)
         if step.definition is not None and step.definition.on_failure is not None:
             await self._call_back(step, step.definition.on_failure, tried, error, final)
-        if final:
-            raise _failure(step.name, described) from error
-        await self._fail_parents(step, described, error)
-        raise PassEnds(TryAgain(described, delay or 0.0, error)) from error
-
-    async def _fail_parents(
-        self, step: Planned, described: ErrorDict, error: BaseException
-    ) -> None:
-        """A failed try of a nested step is a failed try of each step around it."""
-        scope = step.scope
-        while scope is not None:
-            record = self._records[scope.key]
-            mark = StepWrite(
-                claim=self.claim, step_key=scope.key, step_id=scope.path, slug=scope.slug, kind=record.kind,
-                status=StepStatus.PENDING, input=record.input, error=described,
-                total_tried=record.total_tried + 1, failures=record.failures + 1, parent_key=record.parent_key,
-            )  # fmt: skip
-            if await self._io.write(mark) == "lost":
-                raise PassEnds(Lost({"step": scope.name}))
-            self._remember(mark)
-            scope = scope.parent
 
     def _next_try(self, step: Planned, failures: int, error: BaseException) -> float | None:
         """Seconds until the next try of a failed step; None when this failure is final."""
-        budget = step.budget
-        if not retrying.may_repeat(error, step.retry) or failures > budget.step_extra:
+        passes = self.claim.attempts + 1
+        if self._run_extra is not None and passes > self._run_extra:
             return None
-        if budget.run_extra is not None and self.claim.attempts >= budget.run_extra:
+        if retrying.is_misuse(error) or failures > step.budget.step_extra:
             return None
+        judges, levels = step.budget.judges, [(step.retry, failures)]
         scope = step.scope
         while scope is not None:
-            if scope.failures + 1 > scope.budget.step_extra:
+            if scope.failures + 1 > scope.step.budget.step_extra:
                 return None
+            judges += scope.step.budget.judges
+            levels.append((scope.step.retry, scope.failures + 1))
             scope = scope.parent
-        return retrying.wait(step.retry, failures, self._run_retry, self.claim.attempts + 1, error)
-
-    async def _note_pending(self, step: Planned, tried: int, failures: int) -> None:
-        mark = self._write_of(step, None, StepStatus.PENDING)
-        mark.total_tried, mark.failures = tried, failures
-        await self._io.write(mark)
+        if not retrying.may_repeat(error, [*judges, self._retry]):
+            return None
+        return retrying.wait([*levels, (self._retry, passes)], error)
 
     async def _call_back(self, step: Planned, callback: Any, number: int, *args: Any) -> None:
         """Call on_success or on_failure; an error in it is recorded and changes nothing."""
-        context = TaskContext(
-            self, attempt=number, idempotency_key=f"{self.claim.job_id}:{step.name}"
-        )
+        context = self._context_of(step, number)
+        token = scope_in_hand.set(Scope(step, 0, callback=True))
         try:
             await self._io.call(functools.partial(callback, context, *args), None)
-        except PassEnds:
-            raise
         except BaseException as error:
-            described = jsonvalues.describe_error(error, names=conf.get().redact)
-            self.recorder.post(
-                NoteWrite(self.claim, "callback_failed", step.name, {"error": described})
-            )
+            if is_being_canceled():
+                raise
+            detail = {"error": self._secrets(step).describe(error)}
+            self.recorder.post(NoteWrite(self.claim, "callback_failed", step.name, detail))
+        finally:
+            scope_in_hand.reset(token)
 
     # --- records ------------------------------------------------------------------------------
+
+    async def _write(self, mark: StepWrite) -> None:
+        if await self._io.write(mark) == "lost":
+            raise PassEnds(Lost({"step": f"{mark.slug}/{mark.step_id}"}))
+        self._remember(mark)
 
     def _write_of(self, step: Planned, record: StepRecord | None, status: StepStatus) -> StepWrite:
         return StepWrite(
@@ -469,12 +494,18 @@ class Replay(Attempt):
             slug=step.slug,
             kind=step.kind,
             status=status,
-            input=jsonvalues.dumps(step.input, what="input", limit=conf.get().max_input),
+            input=step.input_text,
             total_tried=record.total_tried if record else 0,
             failures=record.failures if record else 0,
             parent_key=step.scope.key if step.scope else None,
             again=record is not None and record.status == StepStatus.COMPLETED,
         )
+
+    def _noted(self, step: Planned, status: StepStatus, tried: int, failures: int) -> StepWrite:
+        """A record of ``step`` with these counts."""
+        mark = self._write_of(step, None, status)
+        mark.total_tried, mark.failures = tried, failures
+        return mark
 
     def _remember(self, write: StepWrite) -> None:
         with self._lock:
@@ -487,53 +518,38 @@ class Replay(Attempt):
                 wake_at=known.wake_at if known else None, event_name=write.event_name, child=write.child,
                 parent_key=write.parent_key,
             )  # fmt: skip
-            self._groups.setdefault(write.step_id, set()).add(_group(StepKind(write.kind)))
+            self._groups.setdefault(write.step_id, set()).add(group(write.kind))
+
+    def _secrets(self, step: Planned) -> Secrets:
+        return Secrets(step.definition, step.input, around=self.secrets)
 
     def _load(self, step: Planned, output: str | None) -> Any:
         stored = jsonvalues.loads(output)
         return stored if step.definition is None else step.definition.schema.load_output(stored)
 
 
-def _own_retry(call: StepCall, definition: Definition | None) -> Retry | None:
-    """The call's settings over those of ``using()`` over the task's, key by key."""
-    levels = [Retry.of(call.retries)]
-    if definition is not None:
-        levels += [Retry.of(definition.options.retries), definition.retries]
-    merged: Retry | None = None
-    for level in reversed([level for level in levels if level is not None]):
-        merged = level.over(merged)
-    return merged
+def cancel_error(reason: str) -> ErrorDict:
+    """The error of a job whose handler raised CancelJob."""
+    return {
+        "type": "django_jobs.errors.CancelJob", "message": jsonvalues.clean_text(reason), "traceback": "",
+        "code": "canceled",
+    }  # fmt: skip
 
 
-def _step_input(call: StepCall, definition: Definition | None) -> dict[str, Any]:
-    if definition is None:
-        return {}
-    kwargs = dict(call.kwargs)
-    if "input" in kwargs:
-        inner = kwargs.pop("input")
-        if not isinstance(inner, dict):
-            raise InvalidInput(
-                f"input= of step {call.step_id!r} takes the input as a dict, not {type(inner).__name__}."
-            )
-        kwargs.update(inner)
-    return definition.schema.dump_input(definition.schema.bind(call.args, kwargs))
+def _raise_worst(results: list[Any]) -> None:
+    """Raise what ends the pass first, then the first failure; every sibling is recorded by now."""
+    failures = [result for result in results if isinstance(result, BaseException)]
+    ends = [failure for failure in failures if isinstance(failure, PassEnds)]
+    if ends:
+        raise max(ends, key=lambda end: _severity(end.outcome))
+    if failures:
+        raise failures[0]
 
 
-def _is_transactional(call: StepCall, definition: Definition | None) -> bool:
-    chosen = call.transactional
-    if chosen is None:
-        chosen = definition is not None and definition.transactional
-    function = call.target if definition is None else definition.func
-    if chosen and inspect.iscoroutinefunction(function):
-        raise ConfigurationError(
-            f"The step {call.step_id!r} is transactional and async. A transaction of Django belongs to one "
-            "thread: make the function a plain def."
-        )
-    return bool(chosen)
-
-
-def _group(kind: StepKind) -> str:
-    return GROUPS.get(kind, str(kind))
+def _check_time(step: Planned, started: float) -> None:
+    """Refuse what came too late. A thread cannot be stopped, but its result can."""
+    if step.timeout is not None and clock.monotonic() - started > step.timeout:
+        raise retrying.timed_out("step", step.timeout)
 
 
 def _as_status(step: StepRecord) -> dict[str, Any]:
@@ -547,17 +563,14 @@ def _as_status(step: StepRecord) -> dict[str, Any]:
     }
 
 
-def _stored_failure(name: str, record: StepRecord) -> JobFailed:
-    return _failure(name, jsonvalues.loads(record.error))
-
-
-def _failure(name: str, error: ErrorDict) -> JobFailed:
+def _failure(step: Planned, error: ErrorDict) -> JobFailed:
     kind = str(error.get("type", "")).rpartition(".")[2]
-    return JobFailed(f"Step {name} failed: {kind}: {error.get('message')}", error)
+    message = f"Step {step.name} failed: {kind}: {error.get('message')}"
+    return retrying.mark_step_failure(JobFailed(message, error), step.path)
 
 
-def _severity(outcome: Any) -> tuple[int, float]:
+def _severity(outcome: Outcome) -> tuple[int, float]:
     """Which of several ends of a pass holds: the graver one, then the one that waits longest."""
-    order = [Later, TryAgain, HandedBack, Parked, Lost]
+    order = [Later, TryAgain, Failed, HandedBack, Parked, Canceled, Lost]
     rank = order.index(type(outcome)) if type(outcome) in order else 0
     return rank, float(getattr(outcome, "delay", 0.0) or 0.0)

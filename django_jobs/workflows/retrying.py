@@ -2,29 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from django_jobs import conf
-from django_jobs.definitions.retry import Retry
-from django_jobs.errors import (
-    DuplicateStepId,
-    InvalidInput,
-    InvalidOutput,
-    JobFailed,
-    NonDeterministic,
-    NonRetryable,
-)
-
-#: Errors that another try cannot mend.
-PERMANENT = (
-    NonRetryable,
-    InvalidOutput,
-    InvalidInput,
-    DuplicateStepId,
-    NonDeterministic,
-    JobFailed,
-)
-DEFAULT_WAIT = Retry()
+from django_jobs.definitions.retry import PERMANENT, Retry
+from django_jobs.errors import ConfigurationError, JobFailed, NonDeterministic, UnknownTask
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,34 +29,68 @@ class Budget:
         return 0
 
     @property
-    def run_extra(self) -> int | None:
-        """W: extra passes of the run; None is unlimited."""
-        return None if self.run is None else self.run.extra
+    def judges(self) -> list[Retry]:
+        """The levels that may refuse to repeat an error: the setting only where it gives T."""
+        levels = [level for level in (self.own, self.run) if level is not None]
+        setting = conf.get().retries
+        if setting is not None and all(level.extra is None for level in levels):
+            levels.append(setting)
+        return levels
 
 
-def may_repeat(error: BaseException, *levels: Retry | None) -> bool:
+def may_repeat(error: BaseException, levels: Sequence[Retry | None]) -> bool:
     """Whether this error may be tried again at all."""
-    if isinstance(error, PERMANENT) or not isinstance(error, Exception):
+    if isinstance(error, (*PERMANENT, NonDeterministic)) or not isinstance(error, Exception):
+        return False
+    if is_step_failure(error):
         return False
     return all(level is None or level.retries(error) for level in levels)
 
 
-def wait(
-    step: Retry | None, failures: int, run: Retry | None, passes: int, error: BaseException
-) -> float | None:
-    """Seconds until the next try: the longest wait a level proposes; None where one gives up."""
-    proposed = [
-        level.wait(count, error)
-        for level, count in ((step, failures), (run, passes))
-        if level is not None and level.proposes_wait
-    ]
+def is_misuse(error: BaseException) -> bool:
+    """Whether a step's own code is written wrongly, so that another try cannot mend it."""
+    return isinstance(error, ConfigurationError) and not isinstance(error, UnknownTask)
+
+
+def mark_step_failure(error: JobFailed, path: str) -> JobFailed:
+    """Note on the exception which step it stands for; JobFailed of other jobs has no such note."""
+    error.step_id = path  # type: ignore[attr-defined]
+    return error
+
+
+def is_step_failure(error: BaseException) -> bool:
+    return isinstance(error, JobFailed) and failed_step(error) is not None
+
+
+def failed_step(error: BaseException) -> str | None:
+    """The path of the step whose final failure ``error`` reports."""
+    return getattr(error, "step_id", None) if isinstance(error, JobFailed) else None
+
+
+def wait(levels: Sequence[tuple[Retry | None, int]], error: BaseException) -> float | None:
+    """Seconds until the next try: the longest wait a level proposes; None where one gives up.
+
+    ``levels`` holds each level with the number of failures it counts, the step's own first. Where
+    none proposes a wait the default one is used, with what else they say of waits.
+    """
+    known = [(level, count) for level, count in levels if level is not None]
+    proposed = [level.wait(count, error) for level, count in known if level.proposes_wait]
     if not proposed:
-        fallback = conf.get().retries
-        proposed = [
-            (fallback if fallback and fallback.proposes_wait else DEFAULT_WAIT).wait(
-                failures, error
-            )
-        ]
+        merged = conf.get().retries or Retry()
+        for level, _ in reversed(known):
+            merged = level.over(merged)
+        proposed = [merged.wait(levels[0][1] or 1, error)]
     if any(seconds is None for seconds in proposed):
         return None
     return max(seconds for seconds in proposed if seconds is not None)
+
+
+def timed_out(what: str, limit: float) -> TimeoutError:
+    """The error of a limit of ours; a TimeoutError of a handler's own is an error like others."""
+    error = TimeoutError(f"The {what} timed out after {limit:g} s.")
+    error.is_limit = True  # type: ignore[attr-defined]
+    return error
+
+
+def is_timed_out(error: BaseException) -> bool:
+    return isinstance(error, TimeoutError) and getattr(error, "is_limit", False)

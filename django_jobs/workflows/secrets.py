@@ -14,12 +14,19 @@ SHORTEST = 4
 
 
 class Secrets:
-    """The secret names of one call, and the values that its input holds under them."""
+    """The secret names of one call, and the values that its input holds under them.
 
-    def __init__(self, definition: Definition | None, input: Any) -> None:
+    A step's secrets include those of the job ``around`` it.
+    """
+
+    def __init__(
+        self, definition: Definition | None, input: Any, *, around: Secrets | None = None
+    ) -> None:
         declared = definition.redact if definition is not None else ()
-        self.names: tuple[str, ...] = (*conf.get().redact, *declared)
+        outer = conf.get().redact if around is None else around.names
+        self.names: tuple[str, ...] = tuple(dict.fromkeys((*outer, *declared)))
         self._input = input
+        self._around = around
         self._values: list[str] | None = None
 
     def hide(self, text: str) -> str:
@@ -34,13 +41,19 @@ class Secrets:
         return described
 
     def _without_values(self, text: str) -> str:
-        if self._values is None:
-            shown = jsonvalues.redact(self._input, self.names)
-            # The longest first: one value may hold another.
-            self._values = sorted(set(_hidden(self._input, shown)), key=len, reverse=True)
-        for value in self._values:
+        for value in self.values:
             text = text.replace(value, jsonvalues.HIDDEN)
         return text
+
+    @property
+    def values(self) -> list[str]:
+        """Secret texts of the input, the longest first: one may hold another."""
+        if self._values is None:
+            shown = jsonvalues.redact(self._input, self.names)
+            outer = [] if self._around is None else self._around.values
+            found = {*outer, *_hidden(self._input, shown)}
+            self._values = sorted(found, key=len, reverse=True)
+        return self._values
 
 
 def _hidden(value: Any, shown: Any) -> Iterator[str]:

@@ -1,0 +1,34 @@
+"""Short questions to the database from wherever a handler runs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from asgiref.sync import AsyncToSync
+
+T = TypeVar("T")
+_asker = ThreadPoolExecutor(1, thread_name_prefix="jobs-ask")
+
+
+def on_loop() -> bool:
+    """Whether the calling code runs on an event loop."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def blocking(function: Callable[[], T]) -> T:
+    """Call ``function``, which asks the database, and wait for its answer.
+
+    On an event loop Django refuses queries, so another thread asks: the one that waits for the
+    loop, whose transaction it may be, or else one kept for this.
+    """
+    if not on_loop():
+        return function()
+    waiting = AsyncToSync.loop_thread_executors.get(asyncio.get_running_loop())
+    return (waiting or _asker).submit(function).result()
