@@ -170,7 +170,7 @@ def _listing(task: Definition | str, jobs: list[Job]) -> str:
 
 def _line(job: Job) -> str:
     text = ", ".join(
-        f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in job.input.items()
+        f"{name}={json.dumps(job.input[name], ensure_ascii=False)}" for name in _field_names(job)
     )
     details = [str(job.status), f"queue {job.queue_name!r}"]
     if job.version is not None:
@@ -180,3 +180,14 @@ def _line(job: Job) -> str:
     if job.run_after is not None:
         details.append(f"due at {job.run_after.isoformat()}")
     return f"  {job.slug}({_cut(text)})  {', '.join(details)}"
+
+
+def _field_names(job: Job) -> list[str]:
+    """The fields of the input in the order of the signature, which jsonb does not keep."""
+    from django_jobs.definitions import registry
+
+    definition = registry.find(job.slug, job.version)
+    declared = definition.schema.parameter_names if definition is not None else ()
+    return sorted(
+        job.input, key=lambda name: declared.index(name) if name in declared else len(declared)
+    )

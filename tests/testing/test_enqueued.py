@@ -115,6 +115,14 @@ def test_a_failure_lists_what_was_enqueued() -> None:
     assert "add(a=2, b=2)  pending, queue 'mail', priority 5" in text
 
 
+def test_a_failure_shows_the_fields_in_the_order_of_the_signature() -> None:
+    @task
+    def order(item_number: int, a: int) -> None: ...
+
+    order.enqueue(a=1, item_number=2)
+    assert "order(item_number=2, a=1)" in failure_of(order, a=7)
+
+
 def test_a_failure_names_the_tasks_that_were_enqueued_instead() -> None:
     assert "No job at all was enqueued." in failure_of(jobs.add)
     jobs.echo.enqueue(value=1)
