@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -66,6 +67,10 @@ class Claim:
     deadline: float = 0.0
     #: Set when the lease is known to be lost or the job canceled.
     revoked: str | None = None
+    #: The handler still runs although its outcome is recorded: its permit stays taken.
+    keeps_permit: bool = False
+    #: Set once the outcome is committed, where the handler's thread waits for that.
+    acknowledged: threading.Event | None = None
 
     @property
     def is_run(self) -> bool:
@@ -375,6 +380,17 @@ def with_steps(session: Session, claims: list[Claim]) -> list[Claim]:
         if taken.fence > 1:
             taken.steps = read_steps(session, taken.job_id)
     return claims
+
+
+def read_claim(session: Session, job_id: UUID, fence: int, worker: UUID) -> Claim | None:
+    """The claim that ``worker`` holds on a job under ``fence``, for another process of that worker."""
+    rows = session.rows(
+        f"SELECT {RETURNED} FROM {{job}} WHERE id = %(id)s AND fence = %(fence)s AND worker = %(worker)s "
+        "AND status IN ('running', 'compensating')",
+        id=job_id, fence=fence, worker=worker,
+    )  # fmt: skip
+    claims = with_steps(session, [_claim(session, row, worker) for row in rows])
+    return claims[0] if claims else None
 
 
 STEP_COLUMNS = (

@@ -65,6 +65,10 @@ class Finish:
 Item = StepWrite | LogWrite | ProgressWrite | NoteWrite | Finish
 
 
+#: The statuses of jobs whose rows are locked, by id and the fence that they still have.
+Owned = dict[tuple[UUID, int], str | None]
+
+
 def record(session: Session, items: Sequence[Item]) -> list[Answer]:
     """Write a batch in the transaction of the caller; one answer for each item.
 
@@ -79,7 +83,7 @@ def record(session: Session, items: Sequence[Item]) -> list[Answer]:
         steps, write_steps(session, [item for _, item in steps]), strict=True
     ):
         answers[place] = answer
-    owned: dict[UUID, str | None] = {}
+    owned: Owned = {}
     for place, item in placed:
         if not isinstance(item, StepWrite | Finish):
             answers[place] = _write(session, item, owned)
@@ -87,7 +91,7 @@ def record(session: Session, items: Sequence[Item]) -> list[Answer]:
     completed = _complete_plain(session, plain)
     for place, item in placed:
         if isinstance(item, Finish):
-            done = item.claim.job_id in completed
+            done = is_plain(item) and item.claim.job_id in completed
             answers[place] = "written" if done else _write(session, item, owned)
     failpoints.reach("record.before_commit")
     return answers
@@ -103,11 +107,12 @@ def _owned_status(session: Session, claim: Claim) -> str | None:
     return None if row is None else row[0]
 
 
-def _write(session: Session, item: Item, owned: dict[UUID, str | None]) -> Answer:
-    claim = item.claim
-    if claim.job_id not in owned:
-        owned[claim.job_id] = _owned_status(session, claim)
-    status = owned[claim.job_id]
+def _write(session: Session, item: Item, owned: Owned) -> Answer:
+    # By fence too: a process may have lost a job, and taken it again, with its old thread running.
+    held = item.claim.job_id, item.claim.fence
+    if held not in owned:
+        owned[held] = _owned_status(session, item.claim)
+    status = owned[held]
     if status is None:
         return "written" if isinstance(item, Finish) and _finished_before(session, item) else "lost"
     match item:
@@ -281,11 +286,11 @@ def _finish(session: Session, claim: Claim, outcome: Outcome, status: Status) ->
 def _finish_unsteered(session: Session, claim: Claim, outcome: Outcome, status: Status) -> None:
     """End a claim whose job was paused (and perhaps resumed) under way: keep the result, let go.
 
-    A task's outcome is kept as its own step record, so that the next claim completes it without
-    running it again.
+    A task's outcome, and a run's final failure, are kept as a step record of the job's own, so that
+    the next claim ends it without running it again.
     """
-    if isinstance(outcome, Completed) and not claim.is_run:
-        write_steps(session, [own_result(claim, outcome.output)])
+    if isinstance(outcome, Failed) or (isinstance(outcome, Completed) and not claim.is_run):
+        write_steps(session, [own_result(claim, outcome)])
     counted = 1 if isinstance(outcome, TryAgain | Failed) else 0
     session.run(
         "UPDATE {job} SET lease_expires_at = NULL, fence = fence + 1, attempts = attempts + %(counted)s "
@@ -302,14 +307,19 @@ def _finish_unsteered(session: Session, claim: Claim, outcome: Outcome, status: 
     _free(session, claim, final=False)
 
 
-def own_result(claim: Claim, output: str | None) -> StepWrite:
-    """The record under which a task job keeps a result that came while it was being paused."""
+def own_result(claim: Claim, outcome: Completed | Failed) -> StepWrite:
+    """The record under which a job keeps a result that came while it was being paused."""
     from django_jobs import ids
 
-    return StepWrite(
+    own = StepWrite(
         claim=claim, step_key=ids.digest(claim.slug, ""), step_id="", slug=claim.slug, kind="task",
-        status=StepStatus.COMPLETED, input=claim.input, output=output, total_tried=claim.attempts + 1,
+        status=StepStatus.FAILED, input=claim.input, total_tried=claim.attempts + 1,
     )  # fmt: skip
+    if isinstance(outcome, Completed):
+        own.status, own.output = StepStatus.COMPLETED, outcome.output
+    else:
+        own.error = outcome.error
+    return own
 
 
 def _leave(
@@ -378,7 +388,7 @@ def hand_back(
 
 def _free(session: Session, claim: Claim, *, final: bool) -> None:
     """Slot release with the outcome, in its transaction."""
-    if claim.key_hash is None:
+    if claim.key_hash is None or claim.keeps_permit:
         return
     if claim.key_hold and not final:
         permits.hold(session, claim.job_id, claim.fence)

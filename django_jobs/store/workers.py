@@ -29,10 +29,10 @@ def register(
     )  # fmt: skip
 
 
-def beat(session: Session, worker: UUID, *, jobs_in_hand: int) -> None:
+def beat(session: Session, worker: UUID, *, jobs_in_hand: int, memory: int | None) -> None:
     session.run(
-        "UPDATE {worker} SET heartbeat_at = {now}, jobs_in_hand = %(jobs)s WHERE id = %(id)s",
-        id=worker, jobs=jobs_in_hand,
+        "UPDATE {worker} SET heartbeat_at = {now}, jobs_in_hand = %(jobs)s, memory = %(memory)s WHERE id = %(id)s",
+        id=worker, jobs=jobs_in_hand, memory=memory,
     )  # fmt: skip
 
 

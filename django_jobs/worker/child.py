@@ -7,6 +7,7 @@ import logging
 import os
 import platform
 import threading
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -27,6 +28,7 @@ from django_jobs.worker.desk import Desk, settle, tell
 from django_jobs.worker.execution import Execution
 from django_jobs.worker.hands import Hands
 from django_jobs.worker.intake import Intake, Plan
+from django_jobs.worker.isolation import Isolation, Link
 from django_jobs.worker.local import after
 from django_jobs.worker.report import RunReport, count
 from django_jobs.worker.sweep import sweep
@@ -42,7 +44,12 @@ class Child:
     """A process that runs jobs until it is told to stop, or nothing is left to do."""
 
     def __init__(
-        self, plan: Plan, *, supervisor: UUID | None = None, charges: Charges | None = None
+        self,
+        plan: Plan,
+        *,
+        supervisor: UUID | None = None,
+        charges: Charges | None = None,
+        link: Link | None = None,
     ) -> None:
         self.plan = plan
         self.settings = conf.get()
@@ -51,7 +58,10 @@ class Child:
         self.report = RunReport()
         self.desk = Desk(plan.alias, self.settings.lease)
         self.intake = Intake(plan)
-        self.hands = Hands(plan.alias, plan.threads, self.desk, charges, self._concluded)
+        self.isolation = None if link is None else Isolation(link)
+        self.hands = Hands(
+            plan.alias, plan.threads, self.desk, charges, self._concluded, self.isolation
+        )
         self._stopping = threading.Event()
         self._stop_now = threading.Event()
         self._over = threading.Event()
@@ -155,6 +165,7 @@ class Child:
                 # After a reconnect the owners that live renew first.
                 next_sweep = clock.monotonic() + self.settings.heartbeat
                 self._over.wait(min(0.1 * 2 ** min(lost, 5), 1.0))
+            self._look_after_hands(session)
             if self._stopping.is_set():
                 ends = ends or clock.monotonic() + self.settings.grace
                 if self._has_stopped(session, ends):
@@ -202,6 +213,16 @@ class Child:
         self.intake.ran_dry(session, listening=self._listening())
         self._dry = True
 
+    def _look_after_hands(self, session: Session) -> None:
+        """Handlers past their limit, jobs that wait behind long ones, a process that has grown."""
+        for running in self.hands.overdue():
+            self.hands.conclude_overdue(running)
+        if self.hands.has_runaway and not self._stopping.is_set():
+            logger.warning("A handler outlived its time limit; this process is replaced.")
+            self.stop()
+        if self.hands.is_stuck:
+            self._give_back(session, self.hands.take_unstarted(), "it waited behind long jobs")
+
     def _room(self, leaving: int = 0) -> int:
         if self._stopping.is_set():
             return 0
@@ -237,6 +258,13 @@ class Child:
         """An executing thread is done with a claim: put its outcome on the desk."""
         if isinstance(outcome, Lost):
             self.hands.drop(claim)
+            delegated = outcome.detail.get("delegated")
+            if delegated is not None:
+                self.report += RunReport(failed=int(delegated.failed))
+                self.intake.look_soon()
+                self._dry = False
+                self.desk.wake()
+                return
             logger.warning(
                 "Job %s: the lease was lost; nothing more of it is written.", claim.job_id
             )
@@ -245,6 +273,8 @@ class Child:
 
         def told(answer: str) -> None:
             self.hands.drop(claim)
+            if claim.acknowledged is not None:
+                claim.acknowledged.set()
             if answer != "written":
                 logger.warning(
                     "Job %s: the lease was lost; its result is not written.", claim.job_id
@@ -271,7 +301,21 @@ class Child:
         """What this process shows of itself."""
         if self._beats_here(session):
             self._renew(session)
-        session.committed(lambda s: workers.beat(s, self.id, jobs_in_hand=len(self.hands.in_hand)))
+        memory = resident_bytes()
+        session.committed(
+            lambda s: workers.beat(s, self.id, jobs_in_hand=len(self.hands.in_hand), memory=memory)
+        )
+        most = self.plan.max_memory
+        if (
+            most is not None
+            and memory is not None
+            and memory > most * 2**20
+            and not self._stopping.is_set()
+        ):
+            logger.info("This process has grown to %d MB and is replaced.", memory // 2**20)
+            self.stop()
+        if self.plan.health_file is not None:
+            Path(self.plan.health_file).touch()
 
     def _beat(self) -> None:
         """The heartbeat thread, with a connection of its own."""
@@ -306,10 +350,11 @@ class Child:
             return True
         if clock.monotonic() < ends and not self._stop_now.is_set():
             return False
-        running = list(self.hands.in_hand.values())
-        for claim in running:
+        # What still runs is handed back by the supervisor, once nothing of it runs any more.
+        for claim in list(self.hands.in_hand.values()):
             claim.revoked = "handed back"
-        self._give_back(session, running, "the worker stopped before it ended")
+        if self.isolation is not None:
+            self.isolation.kill_all()
         return True
 
     def _give_back(self, session: Session, claims: list[Claim], reason: str) -> None:
@@ -317,3 +362,12 @@ class Child:
             self.desk.finish(Finish(claim, HandedBack(reason)), lambda _: None)
             self.hands.drop(claim)
         self.desk.flush(session)
+
+
+def resident_bytes() -> int | None:
+    """The memory this process holds now; None where the system does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, IndexError, ValueError):
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -7,7 +7,8 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from django.db import connections
@@ -21,12 +22,34 @@ from django_jobs.worker.execution import Environment, Execution
 from django_jobs.worker.loop import LoopThread
 from django_jobs.workflows.attempt import Recorder
 
+if TYPE_CHECKING:
+    from django_jobs.worker.isolation import Isolation
+
 logger = logging.getLogger("django_jobs.worker")
 
 #: Async handlers at the same time in one process.
 ASYNC_LIMIT = 100
 #: Prefetch at most so many jobs beyond those that run, and at most so many seconds of work.
 PREFETCH, PREFETCH_SECONDS = 500, 0.1
+
+#: Seconds after which jobs that wait behind long ones are handed back.
+LONGEST_WAIT = 1.0
+#: Seconds that a handler may take beyond its limit to notice it by itself.
+MERCY = 0.1
+
+
+class Overdue(BaseException):
+    """A handler came back after its time-out was recorded: its thread ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A handler that runs in a thread; ``limit`` is the monotonic end of its time."""
+
+    claim: Claim
+    execution: Execution
+    limit: float | None
+
 
 Concluded = Callable[[Claim, "Execution | Outcome", Outcome], None]
 
@@ -41,17 +64,25 @@ class Hands:
         recorder: Recorder,
         charges: Charges | None,
         concluded: Concluded,
+        isolation: Isolation | None = None,
     ) -> None:
         self.alias = alias
         self.threads = threads
         self.loop = LoopThread()
         self._charges = charges
         self._concluded = concluded
+        self._isolation = isolation
+        self._running: dict[UUID, Running] = {}
+        self._put_at = clock.monotonic()
+        #: Set when a handler outlived its time limit: its thread cannot be ended but with the process.
+        self.has_runaway = False
         self._line: deque[Claim] = deque()
         self._turn = threading.Condition()
         self._idle = 0
         self._closed = False
         self._async_places = threading.BoundedSemaphore(ASYNC_LIMIT)
+        #: Async handlers under way; they take no thread.
+        self._on_loop = 0
         #: Every claim that is waiting or running here, by job.
         self.in_hand: dict[UUID, Claim] = {}
         #: Moving average of a job's seconds.
@@ -78,7 +109,7 @@ class Hands:
         statement each, so a busy worker asks again only when a good part of its line is used up.
         """
         ahead = min(int(self.threads * PREFETCH_SECONDS / max(self.average, 1e-6)), PREFETCH)
-        in_hand = len(self.in_hand) - leaving
+        in_hand = len(self.in_hand) - leaving - self._on_loop
         wanted = self.threads + ahead - in_hand
         return wanted if in_hand <= 0 or wanted >= max(1, ahead // 2) else 0
 
@@ -86,6 +117,7 @@ class Hands:
         """Add claims to the line."""
         for claim in claims:
             self.in_hand[claim.job_id] = claim
+        self._put_at = clock.monotonic()
         with self._turn:
             self._line.extend(claims)
             if self._idle:
@@ -100,6 +132,37 @@ class Hands:
             except IndexError:
                 break
         return unstarted
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether claimed jobs wait behind long ones, while another worker might run them."""
+        return bool(self._line) and clock.monotonic() - self._put_at > LONGEST_WAIT
+
+    def overdue(self) -> list[Running]:
+        """Handlers in threads that have outlived their time limit, each told once."""
+        present = clock.monotonic()
+        late = [
+            one
+            for one in list(self._running.values())
+            if one.limit is not None and present > one.limit
+        ]
+        for one in late:
+            self._running.pop(one.claim.job_id, None)
+        return late
+
+    def conclude_overdue(self, running: Running) -> None:
+        """Record the time-out while the handler still runs, and give its thread a successor.
+
+        Nothing is injected into running code: it could land in a driver or a ``finally``. The
+        permit of the job stays taken until the process has ended.
+        """
+        claim = running.claim
+        claim.keeps_permit = True
+        outcome = running.execution.timed_out()
+        claim.revoked = "timeout"
+        self.has_runaway = True
+        self._concluded(claim, running.execution, outcome)
+        threading.Thread(target=self._work, name="jobs-successor", daemon=True).start()
 
     def drop(self, claim: Claim) -> None:
         self.in_hand.pop(claim.job_id, None)
@@ -143,6 +206,8 @@ class Hands:
                 return
             try:
                 self._execute(claim)
+            except Overdue:
+                return
             except BaseException as error:
                 # Whatever a handler or the engine around it raises, this thread goes on.
                 logger.exception("Job %s could not be executed.", claim.job_id)
@@ -164,21 +229,44 @@ class Hands:
             self._conclude(claim, prepared, prepared)
             return
         announcing.started(self.alias, claim)
+        if self._isolation is not None and self._isolation.is_wanted(claim, prepared):
+            self._delegate(self._isolation, claim, prepared)
+            return
         if prepared.is_async:
             self._async_places.acquire()
+            self._on_loop += 1
             self.loop.submit(prepared.arun()).add_done_callback(
                 lambda done: self._async_done(claim, prepared, done, started)
             )
             return
+        limit = None if prepared.timeout is None else clock.monotonic() + prepared.timeout + MERCY
+        self._running[claim.job_id] = Running(claim, prepared, limit)
         outcome = prepared.run()
+        if self._running.pop(claim.job_id, None) is None:
+            raise Overdue  # its time-out is recorded, and this thread has a successor
         self._learn(started)
+        if prepared.definition.acknowledge == "each":
+            claim.acknowledged = threading.Event()
         self._conclude(claim, prepared, outcome)
+        if claim.acknowledged is not None:
+            claim.acknowledged.wait()
+
+    def _delegate(self, isolation: Isolation, claim: Claim, prepared: Execution) -> None:
+        """Run a job in a process of its own; the calling thread waits for it."""
+        if self._charges is not None:
+            # The supervisor charges the process that runs it, not this one.
+            self._charges.leave(claim.job_id)
+        ended = isolation.run(claim, prepared.timeout)
+        if ended.killed and claim.revoked is None:
+            self._conclude(claim, prepared, prepared.timed_out())
+        else:
+            self._conclude(claim, prepared, Lost({"delegated": ended}))
 
     def _async_done(
         self, claim: Claim, prepared: Execution, done: Future[Outcome], started: float
     ) -> None:
         self._async_places.release()
-        self._learn(started)
+        self._on_loop -= 1
         if done.cancelled() or done.exception() is not None:
             self._conclude(claim, prepared, HandedBack("the worker's loop ended"))
         else:

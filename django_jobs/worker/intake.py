@@ -31,6 +31,7 @@ class Plan:
     max_memory: int | None = None
     idle_timeout: float | None = None
     schedules: bool = True
+    health_file: str | None = None
 
 
 def mine(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import selectors
 import signal
 import threading
 import time
@@ -21,6 +22,7 @@ from django_jobs.store.session import Session
 from django_jobs.worker.charge import Charges
 from django_jobs.worker.child import Child
 from django_jobs.worker.intake import Plan
+from django_jobs.worker.isolation import RECORDED, RECORDED_FAILED, Link, become_isolated
 
 logger = logging.getLogger("django_jobs.worker")
 
@@ -42,6 +44,7 @@ class Running:
     worker: UUID
     plan: Plan
     charges: Charges
+    link: Link
     started: float
 
     def plan_of_successor(self) -> Plan | None:
@@ -52,6 +55,17 @@ class Running:
         return replace(self.plan, limit=left) if left > 0 else None
 
 
+@dataclass
+class Isolated:
+    """A process that runs one job of a child."""
+
+    pid: int
+    child: Running
+    job_id: UUID
+    fence: int
+    killed: bool = False
+
+
 class Supervisor:
     """Keeps ``processes`` children alive until it is told to stop, or they are done."""
 
@@ -60,6 +74,8 @@ class Supervisor:
         self.processes = processes
         self.id = ids.worker_id()
         self._children: dict[int, Running] = {}
+        self._isolated: dict[int, Isolated] = {}
+        self._selector = selectors.DefaultSelector()
         self._stops = 0
         self._failed_jobs = False
         self._restarts = 0
@@ -72,7 +88,8 @@ class Supervisor:
             self._start(plan)
         while self._children:
             self._reap()
-            time.sleep(LOOK)
+            for key, _ in self._selector.select(LOOK):
+                self._hear(key.data)
         connections.close_all()
         return self._failed_jobs
 
@@ -95,6 +112,7 @@ class Supervisor:
     def _start(self, plan: Plan) -> None:
         charges = Charges()
         worker = ids.worker_id()
+        ours, theirs = Link.pair()
         # A child must never share the parent's connections: closing its copy would end them.
         connections.close_all()
         parent = os.getpid()
@@ -102,8 +120,11 @@ class Supervisor:
         signal.pthread_sigmask(signal.SIG_BLOCK, {*SIGNALS, STOP_NOW})
         pid = os.fork()
         if pid == 0:
-            _become_child(plan, worker, self.id, charges, parent)
-        self._children[pid] = Running(pid, worker, plan, charges, clock.monotonic())
+            _become_child(plan, worker, self.id, charges, theirs, parent)
+        theirs.close()
+        child = Running(pid, worker, plan, charges, ours, clock.monotonic())
+        self._children[pid] = child
+        self._selector.register(ours.end, selectors.EVENT_READ, child)
         logger.debug("Started worker %s as process %d.", worker, pid)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {*SIGNALS, STOP_NOW})
         if self._stops:
@@ -116,7 +137,51 @@ class Supervisor:
             except ChildProcessError:
                 done, status = pid, 0
             if done:
-                self._ended(self._children.pop(pid), status)
+                child = self._children.pop(pid)
+                self._selector.unregister(child.link.end)
+                child.link.close()
+                for one in [one for one in self._isolated.values() if one.child is child]:
+                    _send(one.pid, signal.SIGKILL)
+                    os.waitpid(one.pid, 0)
+                    del self._isolated[one.pid]
+                self._ended(child, status)
+        for pid in list(self._isolated):
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                self._isolated_ended(self._isolated.pop(pid), os.waitstatus_to_exitcode(status))
+
+    # --- jobs in processes of their own -------------------------------------------------------
+
+    def _hear(self, child: Running) -> None:
+        """A child asks for a job to be run in a process of its own, or to be killed there."""
+        message = child.link.receive()
+        if message is None:
+            return
+        if "run" in message:
+            self._isolate(child, UUID(message["run"]), message["fence"])
+            return
+        for one in self._isolated.values():
+            if str(one.job_id) == message["kill"]:
+                one.killed = True
+                _send(one.pid, signal.SIGKILL)
+
+    def _isolate(self, child: Running, job_id: UUID, fence: int) -> None:
+        connections.close_all()
+        pid = os.fork()
+        if pid == 0:
+            for number in (*SIGNALS, STOP_NOW):
+                signal.signal(number, signal.SIG_IGN)
+            become_isolated(self.plan.alias, job_id, fence, child.worker)
+        self._isolated[pid] = Isolated(pid, child, job_id, fence)
+
+    def _isolated_ended(self, one: Isolated, code: int) -> None:
+        if code not in (RECORDED, RECORDED_FAILED) and not one.killed:
+            how = _how(code)
+            logger.error("The process of job %s ended by %s.", one.job_id, how)
+            self._take_back(
+                one.child, f"worker process ended by {how}", charged=True, only=one.job_id
+            )
+        one.child.link.send(ended=str(one.job_id), status=code, killed=one.killed)
 
     def _ended(self, child: Running, status: int) -> None:
         code = os.waitstatus_to_exitcode(status)
@@ -126,7 +191,7 @@ class Supervisor:
             if not self._stops and not self._is_finished():
                 self._start(child.plan)
             return
-        how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
+        how = _how(code)
         logger.error("Worker process %d ended by %s.", child.pid, how)
         self._take_back(child, f"worker process ended by {how}", charged=True)
         plan = child.plan_of_successor()
@@ -142,13 +207,19 @@ class Supervisor:
         plan = self.plan
         return plan.once or plan.limit is not None or plan.idle_timeout is not None
 
-    def _take_back(self, child: Running, message: str, *, charged: bool) -> None:
-        """Free what the dead child held: what it really ran is charged, the rest handed back."""
-        running = child.charges.running()
+    def _take_back(
+        self, child: Running, message: str, *, charged: bool, only: UUID | None = None
+    ) -> None:
+        """Free what the dead child held: what it really ran is charged, the rest handed back.
+
+        ``only`` is the one job that an isolated process of a living child held.
+        """
+        running = child.charges.running() if only is None else {only}
         limit = conf.get().crash_limit
         try:
             session = Session(self.plan.alias)
-            for job in leases.held_by(session, child.worker):
+            held = leases.held_by(session, child.worker)
+            for job in [job for job in held if only in (None, job.job_id)]:
                 outcome = session.committed(
                     lambda s, job=job: leases.take_back(  # type: ignore[misc]
                         s, job, message=message, crash_limit=limit, dead=True,
@@ -156,9 +227,10 @@ class Supervisor:
                     )
                 )  # fmt: skip
                 self._failed_jobs |= outcome == Status.FAILED
-            session.committed(
-                lambda s: workers.sign_off(s, child.worker, "lost" if charged else "stopped")
-            )
+            if only is None:
+                session.committed(
+                    lambda s: workers.sign_off(s, child.worker, "lost" if charged else "stopped")
+                )
         except Exception:
             # The sweep of any worker will do it once the leases have ended.
             logger.warning(
@@ -168,18 +240,22 @@ class Supervisor:
             connections.close_all()
 
 
+def _how(code: int) -> str:
+    return f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
+
+
 def _send(pid: int, number: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
 
 
 def _become_child(
-    plan: Plan, worker: UUID, supervisor: UUID, charges: Charges, parent: int
+    plan: Plan, worker: UUID, supervisor: UUID, charges: Charges, link: Link, parent: int
 ) -> None:
     """In the forked process: run, and leave without the parent's cleanup handlers."""
     code = 1
     try:
-        child = Child(plan, supervisor=supervisor, charges=charges)
+        child = Child(plan, supervisor=supervisor, charges=charges, link=link)
         child.id = worker
         _listen(child)
         child.watch_parent(parent)

@@ -153,3 +153,41 @@ def gathered(run: WorkflowContext, marks: str) -> list[Any]:
 @workflow
 def ten_steps(run: WorkflowContext, n: int = 10) -> int:
     return sum(run.task(f"s{i}", add, a=i, b=1) for i in range(n))
+
+
+@task(isolation="process", timeout=0.5)
+def isolated_forever(marks: str) -> None:
+    note(marks, "started", os.getpid())
+    while True:
+        time.sleep(0.05)
+
+
+@task(isolation="process")
+def isolated_pid(marks: str) -> int:
+    note(marks, "ran", os.getpid())
+    return os.getpid()
+
+
+@task(timeout=0.3)
+def runaway(marks: str, release: str) -> str:
+    """Ignore its time limit until the file ``release`` is there."""
+    note(marks, "started", os.getpid())
+    while not Path(release).exists():
+        time.sleep(0.01)
+    note(marks, "ended", os.getpid())
+    return "too late"
+
+
+@task
+def poison() -> None:
+    os.kill(os.getpid(), 9)
+
+
+@task(acknowledge="each")
+def each(marks: str) -> None:
+    note(marks, "ran")
+
+
+@task
+def whoami() -> int:
+    return os.getpid()

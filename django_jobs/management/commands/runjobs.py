@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import atexit
+import subprocess
 import sys
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.utils import autoreload
 
 from django_jobs import conf
+from django_jobs.observe.logs import write_json
 from django_jobs.store.session import engine_alias
 from django_jobs.worker.intake import Plan
 from django_jobs.worker.supervisor import Supervisor
+
+
+def run_beside() -> None:
+    """Run the same command without ``--reload`` in a process that ends with this one."""
+    arguments = [argument for argument in sys.argv if argument != "--reload"]
+    worker = subprocess.Popen([sys.executable, *arguments])
+    atexit.register(worker.wait)
+    atexit.register(worker.terminate)  # runs before the wait
+    worker.wait()
 
 
 class Command(BaseCommand):
@@ -51,6 +64,9 @@ class Command(BaseCommand):
             help="Exit after so many seconds without work.",
         )
         add("--database", help="Serve the jobs of this database alias.")
+        add("--health-file", metavar="PATH", help="Touch this file with every heartbeat, for probes.")
+        add("--json-logs", action="store_true", help="Log to standard error as JSON, one object a line.")
+        add("--reload", action="store_true", help="Development: start anew when code changes.")
 
     def handle(self, *args: Any, **options: Any) -> None:
         for problem in conf.problems():
@@ -58,6 +74,11 @@ class Command(BaseCommand):
         for name in ("processes", "threads", "limit", "max_jobs"):
             if options[name] is not None and options[name] < 1:
                 raise CommandError(f"--{name.replace('_', '-')} must be 1 or more.")
+        if options["json_logs"]:
+            write_json()
+        if options["reload"]:
+            autoreload.run_with_reloader(run_beside)
+            return
         queues = [name for group in options["queue"] for name in group]
         plan = Plan(
             alias=options["database"] or engine_alias(),
@@ -70,6 +91,7 @@ class Command(BaseCommand):
             max_memory=options["max_memory"],
             idle_timeout=options["idle_timeout"],
             schedules=not options["no_schedules"],
+            health_file=options["health_file"],
         )
         failed = Supervisor(plan, processes=options["processes"]).run()
         if failed and options["exit_code"]:
