@@ -9,7 +9,14 @@ from django_jobs.store import claims as claiming
 from django_jobs.store.claims import Claim, Lane
 from django_jobs.store.record import COMPLETE_PLAIN, Finish, Item, is_plain, plain_params, record
 from django_jobs.store.session import Session
-from django_jobs.store.steps import RECORD_POSTGRESQL, Answer, StepWrite, answer, listed_params
+from django_jobs.store.steps import (
+    RECORD_POSTGRESQL,
+    Answer,
+    StepWrite,
+    answer,
+    listed_params,
+    statuses_of,
+)
 
 
 def exchange(
@@ -67,7 +74,7 @@ def _in_one_trip(
         params = claiming.direct_params(chosen, worker=worker, limit=limit, lease=lease)
         statements.append((claiming.TAKE_DIRECT, params))
     results = iter(session.together(statements))
-    statuses = dict(next(results)) if steps else {}
+    statuses = statuses_of(next(results)) if steps else {}
     done = {row[0] for row in next(results)} if ended else set()
     taken = claiming.taken_directly(session, next(results), worker) if chosen else []
     answers: list[Answer] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
@@ -56,6 +56,10 @@ FIELDS = (
 ENDED = frozenset({StepStatus.COMPLETED, StepStatus.FAILED, StepStatus.CANCELED})
 
 
+#: The statuses of jobs by id and the fence that they still have.
+Statuses = dict[tuple[UUID, int], str]
+
+
 def write_steps(session: Session, steps: Sequence[StepWrite]) -> list[Answer]:
     """Write starts and ends of steps; one answer each.
 
@@ -71,25 +75,30 @@ def write_steps(session: Session, steps: Sequence[StepWrite]) -> list[Answer]:
         for step in steps:
             statuses |= _write_listed(session, [step])
     for step in steps:
-        if step.error is not None and statuses.get(step.claim.job_id) is not None:
+        if step.error is not None and answer(step, statuses) == "written":
             _note_failed_try(session, step)
     return [answer(step, statuses) for step in steps]
 
 
-def answer(step: StepWrite, statuses: dict[UUID, str]) -> Answer:
+def statuses_of(rows: Iterable[tuple[Any, ...]]) -> Statuses:
+    """What RECORD_POSTGRESQL returned."""
+    return {(job_id, fence): status for job_id, fence, status in rows}
+
+
+def answer(step: StepWrite, statuses: Statuses) -> Answer:
     """What became of ``step``, by the statuses of the jobs that are still ours."""
-    status = statuses.get(step.claim.job_id)
+    status = statuses.get((step.claim.job_id, step.claim.fence))
     if status is None:
         return "lost"
     return "paused" if step.starts and status not in DRIVEN else "written"
 
 
-def _write_listed(session: Session, steps: Sequence[StepWrite]) -> dict[UUID, str]:
+def _write_listed(session: Session, steps: Sequence[StepWrite]) -> Statuses:
     uuid = session.dialect.uuid
     if session.vendor == "postgresql":
-        return dict(session.rows(RECORD_POSTGRESQL, **listed_params(steps)))
-    owned = dict(session.rows(OWNED_SQLITE, **listed_params(steps)))
-    ours = {uuid(job_id): status for job_id, status in owned.items()}
+        return statuses_of(session.rows(RECORD_POSTGRESQL, **listed_params(steps)))
+    rows = session.rows(OWNED_SQLITE, **listed_params(steps))
+    ours = {(uuid(job_id), fence): status for job_id, fence, status in rows}
     written = [step for step in _last_of_each(steps) if answer(step, ours) == "written"]  # type: ignore[arg-type]
     if written:
         params = listed_params(written)
@@ -104,7 +113,8 @@ def listed_params(steps: Sequence[StepWrite]) -> dict[str, Any]:
 
 def _last_of_each(steps: Sequence[StepWrite]) -> list[StepWrite]:
     """One statement writes a row once: the end of a step stands for its start as well."""
-    return list({(step.claim.job_id, step.step_key): step for step in steps}.values())
+    keyed = {(step.claim.job_id, step.claim.fence, step.step_key): step for step in steps}
+    return list(keyed.values())
 
 
 def _values(step: StepWrite) -> dict[str, Any]:
@@ -138,7 +148,7 @@ RECORD_POSTGRESQL = f"""
     WITH v AS MATERIALIZED (
         SELECT * FROM jsonb_to_recordset(%(listed)s::jsonb) AS r({", ".join(FIELDS)})
     ), owned AS MATERIALIZED (
-        SELECT {{job}}.id, {{job}}.status FROM {{job}}
+        SELECT {{job}}.id, {{job}}.fence, {{job}}.status FROM {{job}}
          WHERE {{job}}.id = ANY (ARRAY(SELECT v.job FROM v ORDER BY v.job))
            AND ({{job}}.id, {{job}}.fence) IN (SELECT v.job, v.fence FROM v)
            AND {{job}}.lease_expires_at IS NOT NULL FOR NO KEY UPDATE
@@ -148,12 +158,12 @@ RECORD_POSTGRESQL = f"""
                v.error::jsonb, v.total_tried, v.failures, v.fence, v.worker, v.done_no,
                COALESCE(v.wake_at, {{now}} + v.wake_after * interval '1 second'), v.event_name, v.child, {{now}},
                CASE WHEN v.ended THEN {{now}} END
-          FROM v JOIN owned ON owned.id = v.job
+          FROM v JOIN owned ON owned.id = v.job AND owned.fence = v.fence
          WHERE NOT v.starts OR owned.status IN ('running', 'compensating')
         {_UPSERT} WHERE {{taskstatus}}.status <> 'completed'
             OR EXISTS (SELECT 1 FROM v w WHERE w.again AND w.job = excluded.job_id AND w.step_key = excluded.step_key)
     )
-    SELECT id, status FROM owned
+    SELECT id, fence, status FROM owned
 """
 
 
@@ -162,7 +172,7 @@ def _field(name: str) -> str:
 
 
 OWNED_SQLITE = f"""
-    SELECT {{job}}.id, {{job}}.status FROM json_each(%(listed)s) r
+    SELECT {{job}}.id, {{job}}.fence, {{job}}.status FROM json_each(%(listed)s) r
       JOIN {{job}} ON {{job}}.id = {_field("job")} AND {{job}}.fence = {_field("fence")}
      WHERE {{job}}.lease_expires_at IS NOT NULL
 """
@@ -199,7 +209,10 @@ def _note_failed_try(session: Session, step: StepWrite) -> None:
     session.run(
         "INSERT INTO {attempt} (job_id, step_id, number, status, error, fence, worker, finished_at) "
         "SELECT %(job)s, s.id, %(number)s, %(status)s, {json(error)}, %(fence)s, %(worker)s, {now} "
-        "FROM {taskstatus} s WHERE s.job_id = %(job)s AND s.step_key = %(step_key)s",
+        "FROM {taskstatus} s WHERE s.job_id = %(job)s AND s.step_key = %(step_key)s "
+        # Once, also where the answer to an earlier COMMIT of this was lost.
+        "AND NOT EXISTS (SELECT 1 FROM {attempt} a WHERE a.job_id = %(job)s AND a.step_id = s.id "
+        "AND a.number = %(number)s AND a.fence = %(fence)s)",
         job=step.claim.job_id, step_key=step.step_key, number=step.total_tried,
         status=str(AttemptStatus.FAILED), error=dump_error(step.error), fence=step.claim.fence,
         worker=step.claim.worker,

@@ -9,12 +9,13 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from django.db import DatabaseError, connection, transaction
+from django.db import DatabaseError, connection, connections, transaction
 
 from django_jobs.models import Job
 from tests.support import ROOT, subprocess_env, vendor
@@ -42,6 +43,20 @@ def eventually(condition: Callable[[], T], what: str, seconds: float = PATIENCE)
             return value
         assert time.monotonic() < deadline, f"waited {seconds:g} s in vain until {what}"
         time.sleep(0.02)
+
+
+def in_thread(function: Callable[[], object]) -> threading.Thread:
+    """Run ``function`` in a thread that leaves no connection behind."""
+
+    def run() -> None:
+        try:
+            function()
+        finally:
+            connections.close_all()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread
 
 
 def lines(path: Path) -> list[str]:

@@ -10,14 +10,14 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
-from django.db import connection, connections
+from django.db import connection
 
 from django_jobs import failpoints, ids
 from django_jobs.models import Job, Worker
 from django_jobs.store import claims
 from django_jobs.store.session import Session
 from tests.app import jobs
-from tests.engine.processes import RunJobs, lines
+from tests.engine.processes import RunJobs, in_thread, lines
 
 pytestmark = pytest.mark.django_db(transaction=True)
 JOBS = 5000
@@ -29,18 +29,6 @@ def claim(limit: int = 10, lease: float = 15) -> list[claims.Claim]:
     return session.committed(
         lambda s: claims.claim(s, claims.lanes(s), worker=ids.worker_id(), limit=limit, lease=lease)
     )
-
-
-def in_thread(function: Callable[[], object]) -> threading.Thread:
-    def run() -> None:
-        try:
-            function()
-        finally:
-            connections.close_all()
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    return thread
 
 
 def test_four_processes_of_two_threads_execute_5000_jobs_once_each(

@@ -30,11 +30,11 @@ from django_jobs.store import claims, leases, record
 from django_jobs.store.claims import Claim
 from django_jobs.store.exchange import exchange
 from django_jobs.store.record import Finish, Item, LogWrite, NoteWrite, ProgressWrite
-from django_jobs.store.steps import StepWrite
 from django_jobs.store.session import Session
+from django_jobs.store.steps import StepWrite
 from django_jobs.worker.sweep import sweep
 from tests.app import jobs
-from tests.engine.processes import RunJobs, eventually, freeze, lines
+from tests.engine.processes import RunJobs, eventually, freeze, in_thread, lines
 
 pytestmark = pytest.mark.django_db(transaction=True)
 START = datetime(2030, 1, 1, tzinfo=UTC)
@@ -169,6 +169,70 @@ def test_l3_what_belongs_to_others_is_written_beside_a_zombies_batch() -> None:
     assert (lost.status, lost.output) == ("running", None)
     kept.refresh_from_db()
     assert (kept.status, kept.output) == ("completed", "in time")
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("write", WRITES)
+def test_l3_a_zombies_write_in_one_batch_with_its_successors_is_dropped(
+    write: str, order: int
+) -> None:
+    """L3: a process may take back its own lost job while the old thread still runs."""
+    clock.freeze(START)
+    session = Session()
+    job = jobs.three_steps.enqueue(marks="nowhere")
+    late = take(session)
+    clock.travel(timedelta(seconds=LEASE + 1))
+    sweep(session)
+    holder = take(session)
+    kept = step(holder, StepStatus.COMPLETED, "in time")
+    items = [WRITES[write](late), kept, ProgressWrite(holder, 0.5)][::order]
+    answers = session.committed(lambda s: record.record(s, items))
+    assert answers == ["lost", "written", "written"][::order]
+    job.refresh_from_db()
+    assert (job.status, job.progress, job.output, job.error) == ("running", 0.5, None, None)
+    assert list(job.steps.values_list("step_id", flat=True)) == ["in time"]
+    assert not LogLine.objects.exists()
+
+
+def test_l3_steps_of_two_fences_go_in_one_trip_and_only_the_holders_are_kept() -> None:
+    """L3: as above on PostgreSQL's way of one round trip."""
+    clock.freeze(START)
+    session = Session()
+    job = jobs.three_steps.enqueue(marks="nowhere")
+    late = take(session)
+    clock.travel(timedelta(seconds=LEASE + 1))
+    sweep(session)
+    holder = take(session)
+    items = [step(claim, StepStatus.COMPLETED, "same") for claim in (holder, late, holder)]
+    answers, _ = exchange(session, items, [], worker=holder.worker, limit=0, lease=LEASE)
+    assert answers == ["written", "lost", "written"]
+    assert list(job.steps.values_list("step_id", "fence")) == [("same", holder.fence)]
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_l3_a_zombie_that_waited_for_the_row_writes_nothing(write: str) -> None:
+    """L3: the fence is compared with the row as the one who took it back has left it."""
+    session = Session()
+    job = jobs.three_steps.enqueue(marks="nowhere")
+    late = take(session)
+    [held] = leases.held_by(session, late.worker)
+    answers: list[str] = []
+
+    def return_late() -> None:
+        own = Session()
+        answers.extend(own.committed(lambda s: record.record(s, [WRITES[write](late)])))
+
+    with session.transaction():
+        leases.take_back(session, held, message="gone", crash_limit=3, dead=True)
+        zombie = in_thread(return_late)
+        zombie.join(0.2)
+        assert zombie.is_alive()
+    zombie.join()
+    assert answers == ["lost"]
+    job.refresh_from_db()
+    assert (job.status, job.progress, job.attempts) == ("pending", None, 0)
+    assert not job.steps.exists()
+    assert not LogLine.objects.exists()
 
 
 def test_l5_an_expired_lease_that_nobody_took_is_renewed() -> None:
