@@ -236,6 +236,12 @@ def _call_settings(options: Options) -> str | None:
 
         retry = Retry.of(options.retries)
         assert retry is not None
+        left_out = sorted(retry.given - {"restore"} - retry.to_dict().keys())
+        if left_out:
+            raise InvalidInput(
+                f"using(retries=…) is stored as data, and {', '.join(left_out)} holds code. "
+                "Give it to the task: @task(retries=Retry(…))."
+            )
         chosen["retries"] = retry.to_dict()
     if options.timeout is not None:
         chosen["timeout"] = seconds(options.timeout, "timeout")

@@ -50,8 +50,33 @@ def _acquire(
             hash=key_hash, number=number, key=key, job=job_id, fence=fence, lease=lease,
         )  # fmt: skip
         if row is not None:
-            return True
+            if _is_within_every_limit(session, key_hash, limit):
+                return True
+            session.run(
+                "DELETE FROM {permit} WHERE key_hash = %(hash)s AND job_id = %(job)s AND fence = %(fence)s",
+                hash=key_hash, job=job_id, fence=fence,
+            )  # fmt: skip
+            return False
     return False
+
+
+def _is_within_every_limit(session: Session, key_hash: str, limit: int) -> bool:
+    """Whether those who hold the key now, the newest included, keep the strictest of their limits.
+
+    Calls of one key may state different limits. Their units are locked: see :func:`put_aside`.
+    """
+    holders = session.rows(
+        "SELECT job_id FROM {permit} WHERE key_hash = %(hash)s "
+        "AND (lease_expires_at IS NULL OR lease_expires_at >= {now}) {lock_rows}",
+        hash=key_hash,
+    )
+    if len(holders) == 1:
+        return True
+    limits = [limit]
+    for (holder,) in holders:
+        row = session.one("SELECT key_limit FROM {job} WHERE id = %(id)s", id=holder)
+        limits.append((row and row[0]) or limit)
+    return len(holders) <= min(limits)
 
 
 def put_aside(session: Session, job_id: UUID) -> None:
