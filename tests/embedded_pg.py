@@ -57,7 +57,7 @@ def start(bindir: Path | None = None, **settings: str | int) -> dict[str, Any]:
     base = Path(tempfile.mkdtemp(prefix="djpg-", dir="/tmp"))
     who: dict[str, Any] = {"cwd": "/"}
     if os.geteuid() == 0:  # PostgreSQL refuses root
-        user = _unprivileged_user()
+        user = unprivileged_user()
         who |= {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
         os.chown(base, user.pw_uid, user.pw_gid)
         if not _runs(bindir, who):
@@ -112,7 +112,8 @@ def url(database: dict[str, Any]) -> str:
     return f"postgres://{database['USER']}@/{database['HOST']}/{database['NAME']}"
 
 
-def _unprivileged_user() -> pwd.struct_passwd:
+def unprivileged_user() -> pwd.struct_passwd:
+    """Who runs a server that is started by root."""
     for name in ("nobody", "postgres"):
         try:
             return pwd.getpwnam(name)
@@ -146,8 +147,12 @@ def main(arguments: list[str]) -> int:
     if not command:
         print(__doc__)
         return 2
-    environment = {**os.environ, "DATABASE_URL": url(start())}
-    process = subprocess.Popen(command, env=environment)
+    return run_with(command, DATABASE_URL=url(start()))
+
+
+def run_with(command: list[str], **environment: str) -> int:
+    """Run ``command`` with these variables, pass signals on to it, return its exit code."""
+    process = subprocess.Popen(command, env={**os.environ, **environment})
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda received, _frame: process.send_signal(received))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to the command as well

@@ -15,9 +15,8 @@ import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
-from tests import embedded_pg, network_guard
+from tests import embedded_mariadb, embedded_pg, network_guard
 
 network_guard.install()
 
@@ -90,17 +89,8 @@ def _postgresql() -> dict[str, Any]:
 
 
 def _mariadb() -> dict[str, Any]:
-    url = urlsplit(os.environ["MARIADB_URL"])
-    return {
-        "ENGINE": "django.db.backends.mysql",
-        "NAME": url.path.lstrip("/") or "jobs",
-        "USER": unquote(url.username or ""),
-        "PASSWORD": unquote(url.password or ""),
-        "HOST": url.hostname or "",
-        "PORT": str(url.port or ""),
-        "OPTIONS": {"charset": "utf8mb4"},
-        "TEST": {"NAME": "test_jobs", "CHARSET": "utf8mb4"},
-    }
+    url = os.environ.get("MARIADB_URL")
+    return embedded_mariadb.from_url(url) if url else embedded_mariadb.start()
 
 
 if "TEST_DB" not in os.environ:
