@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 from django.db.models import Max
 
-from django_jobs import clock, conf
+from django_jobs import conf
 from django_jobs.lifecycle import AttemptStatus, Kind, Status, StepStatus
 from django_jobs.models import Attempt, Event, HistoryEntry, Job, LogLine, Permit, TaskStatus
 from django_jobs.observe import history
@@ -105,8 +105,9 @@ def _totals(session: Session) -> tuple[int, int, int]:
 def _of_jobs(session: Session, page: list[Job]) -> Iterator[Finding]:
     permits = _permits_of(session, page)
     parents = _known(session, {job.parent_id for job in page if job.parent_id is not None})
+    now = _now(session)
     for rows in history.read(page, session.alias):
-        found = _judge(rows, permits.get(rows.job.pk, []), parents)
+        found = _judge(rows, permits.get(rows.job.pk, []), parents, now)
         yield from _confirmed(session, rows.job, found) if found else ()
 
 
@@ -120,7 +121,7 @@ def _confirmed(session: Session, job: Job, found: list[Finding]) -> list[Finding
         [rows] = history.read([before], session.alias)
         permits = _permits_of(session, [before]).get(job.pk, [])
         parents = _known(session, {before.parent_id} - {None})  # type: ignore[arg-type]
-        found = _judge(rows, permits, parents)
+        found = _judge(rows, permits, parents, _now(session))
         after = jobs.first()
         if after is not None and _moment(after) == _moment(before):
             return found
@@ -132,11 +133,13 @@ def _moment(job: Job) -> tuple[Any, ...]:
     return job.status, job.fence, job.history_length, job.attempts, job.lease_expires_at is None
 
 
-def _judge(rows: Rows, permits: Sequence[Permit], parents: set[UUID]) -> list[Finding]:
+def _judge(
+    rows: Rows, permits: Sequence[Permit], parents: set[UUID], now: datetime
+) -> list[Finding]:
     """Everything wrong with one job, its history, steps and tries."""
     job = rows.job
-    found = [*_history(rows), *_columns(job), *_steps(rows), *_tries(rows)]
-    if _is_driven(job) and job.key_limit is not None and job.key_hash is not None:
+    found = [*_history(rows), *_columns(job, now), *_steps(rows), *_tries(rows)]
+    if _is_driven(job, now) and job.key_limit is not None and job.key_hash is not None:
         own = [one for one in permits if one.fence == job.fence and one.key_hash == job.key_hash]
         if job.status in (Status.RUNNING, Status.COMPENSATING) and not own:
             found.append(("P6", f"runs without a permit of its key {job.concurrency_key!r}"))
@@ -168,7 +171,7 @@ def _history(rows: Rows) -> Iterator[Fault]:
         yield "S3", f"its history contradicts itself: {fault}"
 
 
-def _columns(job: Job) -> Iterator[Fault]:
+def _columns(job: Job, now: datetime) -> Iterator[Fault]:
     status = _status(job.status)
     if status is None:
         yield "S1", f"has the unknown status {job.status!r}"
@@ -176,7 +179,7 @@ def _columns(job: Job) -> Iterator[Fault]:
     has_lease = job.lease_expires_at is not None
     if status == Status.RUNNING and not has_lease:
         yield "L1", "is running without a lease"
-    if status.is_final and has_lease and not _is_stopping(job):
+    if status.is_final and has_lease and not _is_stopping(job, now):
         yield "L1", f"is {status} and still has a lease"
     if status.is_final != (job.finished_at is not None):
         yield "S1", f"is {status}, and finished_at is {job.finished_at}"
@@ -229,18 +232,26 @@ def _tries(rows: Rows) -> Iterator[Fault]:
             )
 
 
-def _is_driven(job: Job) -> bool:
-    return job.lease_expires_at is not None and job.lease_expires_at >= clock.now()
+def _is_driven(job: Job, now: datetime) -> bool:
+    return job.lease_expires_at is not None and job.lease_expires_at >= now
 
 
-def _is_stopping(job: Job) -> bool:
+def _is_stopping(job: Job, now: datetime) -> bool:
     """Whether a canceled job's handler may be on its way out still."""
     end = job.lease_expires_at
-    return job.status == Status.CANCELED and end is not None and end >= _long_ago()
+    return job.status == Status.CANCELED and end is not None and end >= _long_before(now)
 
 
-def _long_ago() -> Any:
-    return clock.now() - timedelta(seconds=max(PATIENCE, conf.get().lease))
+def _long_before(now: datetime) -> datetime:
+    return now - timedelta(seconds=max(PATIENCE, conf.get().lease))
+
+
+def _now(session: Session) -> datetime:
+    """DB time, by which leases are measured."""
+    row = session.one("SELECT {now}")
+    moment = session.dialect.time(row[0]) if row else None
+    assert moment is not None
+    return moment
 
 
 def _status(value: str) -> Status | None:
@@ -276,7 +287,6 @@ def _brief(numbers: list[int]) -> str:
 
 def _permits(session: Session) -> Iterator[Finding]:
     """L8, P6: each permit is held by a live job under its fence, and none beyond the key's limit."""
-    settings = conf.get()
     uuid, time = session.dialect.uuid, session.dialect.time
     for low, high in _ranges(session, Permit):
         rows = session.rows(
@@ -310,7 +320,7 @@ def _permits(session: Session) -> Iterator[Finding]:
                 yield Finding("P6", about, f"{unit} lies beyond the limit {limit}")
             held = time(lease)
             if ended is not None:
-                late = clock.now() - timedelta(seconds=max(PATIENCE, settings.lease))
+                late = _long_before(_now(session))
                 if status != Status.CANCELED or held is None or held < late:
                     yield Finding("L8", about, f"{unit} is held by a job that is {status}")
             elif not (
