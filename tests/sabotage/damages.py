@@ -54,6 +54,7 @@ LEASES = "django_jobs/store/leases.py"
 PERMITS = "django_jobs/store/permits.py"
 POSTGRESQL = "django_jobs/store/dialects/postgresql.py"
 RECORD = "django_jobs/store/record.py"
+STEPS = "django_jobs/store/steps.py"
 REPLAY = "django_jobs/workflows/replay.py"
 
 CLAIM_TESTS = "tests/engine/test_claim.py::test_"
@@ -61,13 +62,14 @@ PERMIT_TESTS = "tests/engine/test_permits.py::test_"
 RECOVERY_TESTS = "tests/engine/test_recovery.py::test_"
 ZOMBIE = "tests/engine/test_zombie.py::test_l3_a_zombie_writes_nothing"
 
-WRITE = "answers.append(_write(session, item, owned[claim.job_id]))"
-
 
 def believed(kinds: str) -> Edit:
     """Items of these classes are written whatever the fence says."""
-    trusting = f'"running" if isinstance(item, {kinds}) else owned[claim.job_id]'
-    return Edit(RECORD, WRITE, f"answers.append(_write(session, item, {trusting}))")
+    return Edit(
+        RECORD,
+        "    status = owned[held]\n",
+        f'    status = "running" if isinstance(item, {kinds}) else owned[held]\n',
+    )
 
 
 DAMAGES = [
@@ -138,7 +140,10 @@ DAMAGES = [
     Damage(
         "step-without-fence",
         "L3",
-        [believed("StepWrite")],
+        [
+            Edit(STEPS, """ AND {{job}}.fence = {_field("fence")}\n""", "\n"),
+            Edit(STEPS, "(uuid(job_id), fence): status", "(uuid(job_id), steps[0].claim.fence): status"),
+        ],
         [
             f"{ZOMBIE}[start of a step-workflow-retaken]",
             f"{ZOMBIE}[result of a step-workflow-retaken]",
