@@ -222,6 +222,19 @@ class Job(JobCommands, models.Model):
                 fields=["tenant_3", "id"],
                 where=Q(tenant_3__isnull=False),
             ),
+            # Nothing of the plain path enters these two: they serve the admin's live tabs and runs.
+            PartialIndex(
+                name="django_jobs_by_held",
+                fields=["status", "id"],
+                where=Q(status__in=[Status.PAUSED, Status.COMPENSATING])
+                | Q(status=Status.PENDING, gate=Gate.PERMIT),
+            ),
+            PartialIndex(
+                name="django_jobs_by_run",
+                fields=["id"],
+                where=Q(kind__in=[Kind.WORKFLOW, Kind.DAG]),
+                mysql_fields=["kind", "id"],
+            ),
             PartialIndex(
                 name="django_jobs_by_done_status", fields=["status", "id"], where=FINISHED
             ),

@@ -44,7 +44,9 @@ def exchange(
         try:
             return _in_one_trip(session, items, chosen if wants else [], worker, limit, lease)
         except Exception as error:
-            if not (session.dialect.is_lost(error) or session.dialect.is_transient(error)):
+            if session.dialect.is_lost(error):
+                session.reconnect()
+            elif not session.dialect.is_transient(error):
                 raise
 
     def work(s: Session) -> tuple[list[Answer], list[Claim]]:

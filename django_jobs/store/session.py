@@ -44,16 +44,22 @@ class Session:
         self.connection = connections[self.alias]
         self.dialect = dialect_of(self.connection.vendor)
         self.prepare = False
+        #: How often a connection was lost; an answer to a commit may have been lost with it.
+        self.reconnects = 0
 
     @property
     def vendor(self) -> str:
         return self.dialect.vendor
 
+    def reconnect(self) -> None:
+        """Leave a broken connection; the next statement opens a new one."""
+        self.reconnects += 1
+        self.connection.close()
+
     def use_prepared_statements(self, wanted: bool) -> None:
         """Prepare statements on this connection, which is the worker's own."""
         self.connection.ensure_connection()
         if self.vendor == "postgresql" and wanted:
-            self.connection.connection.prepare_threshold = 2
             self.prepare = True
 
     @property
@@ -98,6 +104,8 @@ class Session:
         if self.vendor == "postgresql":
             import psycopg
 
+            if self.prepare and raw.prepare_threshold is None:
+                raw.prepare_threshold = 2
             return psycopg.Cursor(raw)
         return raw.cursor()
 
@@ -182,7 +190,7 @@ class Session:
                 ):
                     raise
                 if lost:
-                    self.connection.close()
+                    self.reconnect()
                 logger.debug("Engine transaction repeated after %s.", type(error).__name__)
                 time.sleep(random.uniform(0.3, 1.0) * min(0.01 * 2**attempt, 1.0))
         raise AssertionError("unreachable")

@@ -141,7 +141,7 @@ class Child:
     def _rounds(self, session: Session) -> None:
         next_beat = next_sweep = 0.0
         ends: float | None = None
-        lost = 0
+        lost = reconnects = 0
         while True:
             try:
                 present = clock.monotonic()
@@ -155,13 +155,16 @@ class Child:
                 if lost:
                     lost = 0
                     logger.info("The database is back.")
+                if session.reconnects != reconnects:
+                    reconnects = session.reconnects
+                    self._give_back_orphans(session)
             except Exception as error:
                 if not session.dialect.is_lost(error):
                     raise
                 if not lost:
                     logger.warning("The database is lost (%s); trying again.", type(error).__name__)
                 lost += 1
-                session.connection.close()
+                session.reconnect()
                 # After a reconnect the owners that live renew first.
                 next_sweep = clock.monotonic() + self.settings.heartbeat
                 self._over.wait(min(0.1 * 2 ** min(lost, 5), 1.0))
@@ -192,9 +195,16 @@ class Child:
                 session, [entry.item for entry in entries], self.intake.lanes if wants else [],
                 worker=self.id, limit=room, lease=lease,
             )  # fmt: skip
-        except Exception:
+        except Exception as error:
+            if session.dialect.is_lost(error):
+                self.desk.put_back(entries)
+                raise
             # One by one, so that a single bad item costs only itself; nothing was taken.
-            settle(session, entries)
+            try:
+                settle(session, entries)
+            except Exception:
+                self.desk.put_back(entries)
+                raise
             return
         for claim in taken:
             claim.deadline = sent + lease * TRUSTED
@@ -356,6 +366,17 @@ class Child:
         if self.isolation is not None:
             self.isolation.kill_all()
         return True
+
+    def _give_back_orphans(self, session: Session) -> None:
+        """Claims whose commit was never answered are ours, and nobody runs them."""
+        for job in leases.held_by(session, self.id):
+            if job.job_id not in self.hands.in_hand:
+                session.committed(
+                    lambda s, job=job: leases.take_back(  # type: ignore[misc]
+                        s, job, message="the answer to its claim was lost", charged=False, dead=True,
+                        crash_limit=self.settings.crash_limit,
+                    )
+                )  # fmt: skip
 
     def _give_back(self, session: Session, claims: list[Claim], reason: str) -> None:
         for claim in claims:

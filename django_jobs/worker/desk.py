@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 from django_jobs import clock, failpoints, jsonvalues
-from django_jobs.outcomes import Completed, Failed
+from django_jobs.outcomes import Failed
 from django_jobs.store import leases
 from django_jobs.store.claims import Claim
 from django_jobs.store.record import Finish, Item, record
@@ -36,6 +36,8 @@ class Entry:
     item: Item
     done: Future[Answer] | None = None
     then: Callable[[Answer], None] | None = None
+    #: Whether it is known what became of it.
+    settled: bool = False
 
 
 class Desk:
@@ -108,21 +110,35 @@ class Desk:
 
     def flush(self, session: Session) -> None:
         """Write everything on the desk in one transaction and tell those who wait."""
-        settle(session, self.take())
+        entries = self.take()
+        try:
+            settle(session, entries)
+        except Exception:
+            self.put_back(entries)
+            raise
+
+    def put_back(self, entries: list[Entry]) -> None:
+        """Keep what could not be written, in its place: the database will be back."""
+        self._entries.extendleft(entry for entry in reversed(entries) if not entry.settled)
+
+    def give_up(self, error: BaseException) -> None:
+        """Tell those who wait that nothing will be written any more."""
+        for entry in self.take():
+            if entry.done is not None:
+                entry.done.set_exception(error)
 
 
 def settle(session: Session, entries: list[Entry]) -> None:
-    """Write ``entries`` together; one by one where the batch as a whole is refused."""
+    """Write ``entries`` together; one by one where the batch as a whole is refused.
+
+    A lost connection is raised, and leaves those unsettled that may not be written.
+    """
     if not entries:
         return
     try:
         answers = session.committed(lambda s: record(s, [entry.item for entry in entries]))
     except Exception as error:
-        if session.dialect.is_lost(error) or (
-            len(entries) == 1 and not isinstance(entries[0].item, Finish)
-        ):
-            for entry in entries:
-                _fail(entry, error)
+        if session.dialect.is_lost(error):
             raise
         for entry in entries:
             _settle_alone(session, entry)
@@ -133,15 +149,11 @@ def settle(session: Session, entries: list[Entry]) -> None:
 
 
 def tell(entry: Entry, answer: Answer) -> None:
+    entry.settled = True
     if entry.done is not None:
         entry.done.set_result(answer)
     if entry.then is not None:
         entry.then(answer)
-
-
-def _fail(entry: Entry, error: BaseException) -> None:
-    if entry.done is not None and not entry.done.done():
-        entry.done.set_exception(error)
 
 
 def _settle_alone(session: Session, entry: Entry) -> None:
@@ -149,16 +161,19 @@ def _settle_alone(session: Session, entry: Entry) -> None:
     try:
         [answer] = session.committed(lambda s: record(s, [entry.item]))
     except Exception as error:
-        if not isinstance(entry.item, Finish) or session.dialect.is_lost(error):
-            _fail(entry, error)
+        if session.dialect.is_lost(error):
+            raise
+        if not isinstance(entry.item, Finish):
+            entry.settled = True
+            logger.warning(
+                "Something of job %s could not be recorded.", entry.item.claim.job_id, exc_info=True
+            )
+            if entry.done is not None:
+                entry.done.set_exception(error)
             return
-        logger.warning(
-            "The outcome of job %s was refused by the database.",
-            entry.item.claim.job_id,
-            exc_info=True,
-        )
-        code = "invalid_output" if isinstance(entry.item.outcome, Completed) else None
-        refused = Finish(entry.item.claim, Failed(jsonvalues.describe_error(error, code=code)))
+        job_id = entry.item.claim.job_id
+        logger.warning("The outcome of job %s was refused by the database.", job_id, exc_info=True)
+        refused = Finish(entry.item.claim, Failed(jsonvalues.describe_error(error)))
         [answer] = session.committed(lambda s: record(s, [refused]))
     tell(entry, answer)
 

@@ -218,8 +218,12 @@ class Hands:
                 clean_up()
 
     def _execute(self, claim: Claim) -> None:
-        if claim.revoked is not None or (claim.deadline and clock.monotonic() > claim.deadline):
+        if claim.revoked is not None:
             self._conclude(claim, Lost(), Lost())
+            return
+        if claim.deadline and clock.monotonic() > claim.deadline:
+            # Nobody may have taken it yet; under its fence it can still be given back uncharged.
+            self._conclude(claim, Lost(), HandedBack("its lease could not be renewed"))
             return
         if self._charges is not None:
             self._charges.enter(claim.job_id, claim.fence)

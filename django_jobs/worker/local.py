@@ -187,6 +187,9 @@ class Batch:
                 if clock.monotonic() - beat > self.settings.heartbeat:
                     beat = clock.monotonic()
                     renew_all(self.session, claims, self.settings.lease)
+        except BaseException as error:
+            desk.give_up(error)
+            raise
         finally:
             hands.close()
         desk.flush(self.session)

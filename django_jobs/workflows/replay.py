@@ -249,8 +249,11 @@ class Replay(Attempt):
     def _check_alive(self) -> None:
         """Start nothing under a fence that is known, or may be presumed, to be stale."""
         claim = self.claim
-        if claim.revoked is not None or (claim.deadline and clock.monotonic() > claim.deadline):
-            raise PassEnds(Lost({"reason": claim.revoked or "lease"}))
+        if claim.revoked is not None:
+            raise PassEnds(Lost({"reason": claim.revoked}))
+        if claim.deadline and clock.monotonic() > claim.deadline:
+            # Nobody may have taken it yet; under its fence it can still be given back uncharged.
+            raise PassEnds(HandedBack("its lease could not be renewed"))
 
     async def _mark_start(self, step: Planned, record: StepRecord | None) -> None:
         mark = self._write_of(step, record, StepStatus.RUNNING)
