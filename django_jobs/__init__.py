@@ -82,14 +82,14 @@ def enqueue(task: Any, /, *, version: str | None = None, **input: Any) -> Job:
 
     Raises UnknownTask, InvalidInput, DuplicateJob; nothing is written then.
     """
-    from django_jobs.enqueue import enqueue as store
+    from django_jobs.enqueueing import enqueue as store
 
     return store(task, version=version, **input)
 
 
 def get_job(job_id: UUID | str) -> Job:
     """The job of this id; Job.DoesNotExist if there is none."""
-    from django_jobs.enqueue import get_job as look
+    from django_jobs.enqueueing import get_job as look
 
     return look(job_id)
 

@@ -129,3 +129,16 @@ def test_the_inline_runner_runs_at_enqueue() -> None:
     job = jobs.add.using(runner="inline").enqueue(a=1, b=1)
     assert job.status == "completed"
     assert job.output == 2
+
+
+def test_jobs_that_wait_for_a_permit_do_not_fill_a_batch() -> None:
+    @task("test.blocked", concurrency="one")
+    def blocked(n: int) -> int:
+        return n
+
+    for n in range(15):
+        blocked.enqueue(n=n)
+    free = jobs.add.enqueue(a=1, b=1)
+    report = run_jobs(limit=5)
+    free.refresh_from_db()
+    assert (free.status, report.completed, report.blocked) == ("completed", 2, 14)

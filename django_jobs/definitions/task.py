@@ -103,13 +103,13 @@ class Definition:
         An input field named ``input`` (or ``context`` of a workflow) goes into ``input={…}``.
         Raises InvalidInput, UnknownTask, DuplicateJob; nothing is written then.
         """
-        from django_jobs.enqueue import enqueue_one
+        from django_jobs.enqueueing import enqueue_one
 
         return enqueue_one(self, args, kwargs)
 
     def enqueue_many(self, inputs: Iterable[dict[str, Any]]) -> list[Job]:
         """Store many calls, all or none; InvalidInput names the index of a bad item."""
-        from django_jobs.enqueue import enqueue_many
+        from django_jobs.enqueueing import enqueue_many
 
         return enqueue_many(self, list(inputs))
 

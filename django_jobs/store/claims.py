@@ -199,11 +199,7 @@ def claim(
         )
     else:
         usable = _not_paused(session, chosen)
-        picked = [job_id for _, job_id in _candidates(session, usable, limit)]
-        if session.vendor == "sqlite" and not any(lane.limited for lane in usable):
-            claims = _take_listed(session, picked, worker=worker, lease=lease)
-        else:
-            claims = take(session, picked, worker=worker, lease=lease)
+        claims = _take_in_order(session, usable, worker=worker, limit=limit, lease=lease)
     failpoints.reach("claim.before_commit")
     return claims
 
@@ -218,6 +214,22 @@ def take(session: Session, job_ids: Sequence[UUID], *, worker: UUID, lease: floa
             permits.give_back(session, job_id)
         claims += taken
     return _note_again(session, claims)
+
+
+def _take_in_order(
+    session: Session, usable: Sequence[Lane], *, worker: UUID, limit: int, lease: float
+) -> list[Claim]:
+    """Take candidates until the batch is full: those put aside for a permit do not fill it."""
+    claims: list[Claim] = []
+    while len(claims) < limit:
+        picked = [job_id for _, job_id in _candidates(session, usable, limit - len(claims))]
+        if not picked:
+            break
+        if session.vendor == "sqlite" and not any(lane.limited for lane in usable):
+            claims += _take_listed(session, picked, worker=worker, lease=lease)
+            break
+        claims += take(session, picked, worker=worker, lease=lease)
+    return claims
 
 
 def _take_listed(

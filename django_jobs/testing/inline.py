@@ -23,7 +23,7 @@ def inline_jobs() -> Iterator[None]:
     at once, and those enqueued in an ``atomic()`` block below it run when ``inline_jobs()`` ends,
     or before that by ``captureOnCommitCallbacks(execute=True)``. Holds for all threads.
     """
-    from django_jobs.enqueue import listeners
+    from django_jobs.enqueueing import listeners
 
     runner = InlineRunner()
     listeners.append(runner.stored)

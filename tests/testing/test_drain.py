@@ -245,7 +245,7 @@ def test_a_lease_that_its_holder_left_behind_ends_within_until() -> None:
 
 def test_definitions_within_registry_are_forgotten() -> None:
     from django_jobs import UnknownTask
-    from django_jobs.enqueue import enqueue
+    from django_jobs.enqueueing import enqueue
 
     with registry():
 

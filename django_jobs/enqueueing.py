@@ -255,7 +255,9 @@ def _limit(definition: Definition, row: NewJob, stored: dict[str, Any]) -> None:
     concurrency = definition.concurrency
     values = _typed(definition, stored) if concurrency or definition.rate_limit else {}
     key = definition.options.concurrency_key
-    if key is None and concurrency is not None:
+    if key is not None:
+        check_name(key, "concurrency_key")
+    elif concurrency is not None:
         key = _ask(concurrency.key, values, row.queue_name, definition.slug)
     if key:
         row.concurrency_key = check_name(str(key), "concurrency_key")
