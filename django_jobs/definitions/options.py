@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import unicodedata
 from dataclasses import dataclass, fields
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
+from django_jobs import clock
 from django_jobs.definitions.retry import Retry
 from django_jobs.errors import InvalidInput
 
 NAME_LIMIT = 200
+#: The last moment that every database and Python can hold.
+LATEST = datetime(9999, 12, 31, tzinfo=UTC)
 #: Names a call may use only through ``input={…}`` when a parameter is called so.
 RESERVED = frozenset({"input", "context"})
 
@@ -86,7 +89,7 @@ def seconds(value: float | timedelta, what: str) -> float:
         raise InvalidInput(
             f"{what} is a duration: a timedelta or a number of seconds, not {value!r}."
         )
-    if value < 0 or value > 3.2e11:
+    if value < 0 or value > (LATEST - clock.now()).total_seconds():
         raise InvalidInput(
             f"{what} must be a duration from 0 s up to the year 9999, not {value!r}."
         )
