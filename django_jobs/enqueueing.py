@@ -318,12 +318,15 @@ def _store(definition: Definition, prepared: list[Prepared]) -> list[Job]:
         and connections[DEFAULT_DB_ALIAS].in_atomic_block
     ):
         waiting = [_job(one, None, alias) for one in prepared]
-        transaction.on_commit(lambda: _write(definition, prepared, alias) and None)
+        transaction.on_commit(lambda: write_prepared(definition, prepared, alias) and None)
         return waiting
-    return _write(definition, prepared, alias)
+    return write_prepared(definition, prepared, alias)
 
 
-def _write(definition: Definition, prepared: list[Prepared], alias: str) -> list[Job]:
+def write_prepared(
+    definition: Definition | None, prepared: list[Prepared], alias: str
+) -> list[Job]:
+    """Store checked calls of one runner, by the key rules of ``definition`` where it is known."""
     session = Session(alias, through_django=True)
     notify = conf.get().notify and prepared[0].row.runner == "db"
     if any(one.row.idempotency_key or one.row.key_hash for one in prepared):
@@ -349,14 +352,14 @@ def _insert(session: Session, prepared: list[Prepared], notify: bool) -> list[Jo
 
 
 def _write_bound(
-    session: Session, definition: Definition, prepared: list[Prepared], notify: bool
+    session: Session, definition: Definition | None, prepared: list[Prepared], notify: bool
 ) -> list[Job]:
     """Insert calls that a key binds, serialized by that key until the caller's commit."""
-    if prepared[0].row.idempotency_key is not None:
+    if definition is not None and prepared[0].row.idempotency_key is not None:
         existing = _reserve(session, definition, prepared[0].row)
         if existing is not None:
             return [existing]
-    concurrency = definition.concurrency
+    concurrency = definition.concurrency if definition is not None else None
     if concurrency is None or not (concurrency.supersedes or concurrency.on_conflict != "wait"):
         return _insert(session, prepared, notify)
     for key_hash in sorted({one.row.key_hash for one in prepared if one.row.key_hash}):

@@ -12,16 +12,161 @@ from typing import TYPE_CHECKING, Any, Self
 from asgiref.sync import sync_to_async
 from django.db import models
 
+from django_jobs.lifecycle import Command
+
 if TYPE_CHECKING:
-    pass
+    from django_jobs.control import Counts
+    from django_jobs.explain import Explanation
+    from django_jobs.models.job import Job
 
 
 class JobQuerySet(models.QuerySet[Any]):
-    """A queryset of jobs."""
+    """A queryset of jobs. A command acts on all of it and returns how many it changed.
+
+    The answer has the integers ``changed``, ``unchanged`` and ``refused``; InvalidTransition is
+    never raised. As with ``delete()`` the manager has none of these: write ``Job.objects.all()``.
+    """
+
+    def pause(self, *, actor: object = None, reason: str | None = None) -> Counts:
+        return self._steer(Command.PAUSE, actor=actor, reason=reason)
+
+    def resume(self, *, actor: object = None, reason: str | None = None) -> Counts:
+        return self._steer(Command.RESUME, actor=actor, reason=reason)
+
+    def cancel(
+        self,
+        reason: str | None = None,
+        *,
+        cascade: bool = False,
+        compensate: bool = False,
+        actor: object = None,
+    ) -> Counts:
+        return self._steer(
+            Command.CANCEL, actor=actor, reason=reason, cascade=cascade, compensate=compensate
+        )
+
+    def retry(self, *, actor: object = None, reason: str | None = None) -> Counts:
+        return self._steer(Command.RETRY, actor=actor, reason=reason)
+
+    def rerun(self, *, actor: object = None, reason: str | None = None) -> Counts:
+        """Make a new job of each finished one."""
+        return self._steer(Command.RERUN, actor=actor, reason=reason)
+
+    def run_now(self, *, actor: object = None, reason: str | None = None) -> Counts:
+        return self._steer(Command.RUN_NOW, actor=actor, reason=reason)
+
+    async def apause(self, **how: Any) -> Counts:
+        return await sync_to_async(self.pause)(**how)
+
+    async def aresume(self, **how: Any) -> Counts:
+        return await sync_to_async(self.resume)(**how)
+
+    async def acancel(self, reason: str | None = None, **how: Any) -> Counts:
+        return await sync_to_async(self.cancel)(reason, **how)
+
+    async def aretry(self, **how: Any) -> Counts:
+        return await sync_to_async(self.retry)(**how)
+
+    async def arerun(self, **how: Any) -> Counts:
+        return await sync_to_async(self.rerun)(**how)
+
+    async def arun_now(self, **how: Any) -> Counts:
+        return await sync_to_async(self.run_now)(**how)
+
+    def _steer(self, command: Command, **how: Any) -> Counts:
+        from django_jobs.control import steer_many
+
+        return steer_many(self, command, **how)
+
+
+# A manager with these would be one slip away from stopping everything.
+for _name in "pause resume cancel retry rerun run_now".split():
+    for _method in (_name, f"a{_name}"):
+        getattr(JobQuerySet, _method).queryset_only = True
 
 
 class JobCommands:
-    """Methods of one job."""
+    """Methods of one job. A command returns this very object, refreshed.
+
+    ``actor`` (who) and ``reason`` (why) are stored with the history entry. A command that does not
+    fit the status raises InvalidTransition and changes nothing; repeating one is harmless.
+    """
+
+    def pause(self, *, actor: object = None, reason: str | None = None) -> Self:
+        """Start nothing more of it. What is under way finishes, and its result is kept."""
+        return self._steer(Command.PAUSE, actor=actor, reason=reason)
+
+    def resume(self, *, actor: object = None, reason: str | None = None) -> Self:
+        """Let a paused job go on where it stopped, due now."""
+        return self._steer(Command.RESUME, actor=actor, reason=reason)
+
+    def cancel(
+        self,
+        reason: str | None = None,
+        *,
+        cascade: bool = False,
+        compensate: bool = False,
+        actor: object = None,
+    ) -> Self:
+        """End it now; a late result of a handler still under way is dropped.
+
+        ``cascade`` cancels its live child runs too, and theirs.
+        """
+        return self._steer(
+            Command.CANCEL, actor=actor, reason=reason, cascade=cascade, compensate=compensate
+        )
+
+    def retry(self, *, actor: object = None, reason: str | None = None) -> Self:
+        """Open a failed job again, due now: completed steps stay, the failed step's budget is whole."""
+        return self._steer(Command.RETRY, actor=actor, reason=reason)
+
+    def rerun(
+        self,
+        *,
+        input: dict[str, Any] | None = None,
+        actor: object = None,
+        reason: str | None = None,
+    ) -> Job:
+        """A new job with the call of this finished one, or with another ``input``; return the new job."""
+        from django_jobs.control import rerun
+
+        return rerun(self, input=input, actor=actor, reason=reason)  # type: ignore[arg-type]
+
+    def run_now(self, *, actor: object = None, reason: str | None = None) -> Self:
+        """Make it due now, if it waits for its time or for a retry."""
+        return self._steer(Command.RUN_NOW, actor=actor, reason=reason)
+
+    def explain(self) -> Explanation:
+        """Why it is not running: every closed gate in order, and what opens it."""
+        from django_jobs.explain import explain
+
+        return explain(self)  # type: ignore[arg-type]
+
+    async def apause(self, **how: Any) -> Self:
+        return await sync_to_async(self.pause)(**how)
+
+    async def aresume(self, **how: Any) -> Self:
+        return await sync_to_async(self.resume)(**how)
+
+    async def acancel(self, reason: str | None = None, **how: Any) -> Self:
+        return await sync_to_async(self.cancel)(reason, **how)
+
+    async def aretry(self, **how: Any) -> Self:
+        return await sync_to_async(self.retry)(**how)
+
+    async def arerun(self, **how: Any) -> Job:
+        return await sync_to_async(self.rerun)(**how)
+
+    async def arun_now(self, **how: Any) -> Self:
+        return await sync_to_async(self.run_now)(**how)
+
+    async def aexplain(self) -> Explanation:
+        return await sync_to_async(self.explain)()
+
+    def _steer(self, command: Command, **how: Any) -> Self:
+        from django_jobs.control import steer
+
+        return steer(self, command, **how)  # type: ignore[arg-type, return-value]
 
     #: False on the object that an enqueue returns for a job that lived already.
     created: bool = True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -56,6 +56,66 @@ def move(
         worker=worker, actor=actor, step=step, attempt=attempt, detail=detail,
     )  # fmt: skip
     return 1
+
+
+def move_many(
+    session: Session,
+    job_ids: Sequence[UUID],
+    *,
+    event: str,
+    frm: Status,
+    to: Status,
+    sets: str = "",
+    actor: str | None = None,
+    detail: Any = None,
+    **params: Any,
+) -> list[UUID]:
+    """:func:`move` for jobs of one status whose rows the caller has locked; those that moved."""
+    if to not in NEXT[frm]:
+        return []
+    changes = f", {sets}" if sets else ""
+    rows = session.rows(
+        f"UPDATE {{job}} SET status = %(to)s, history_length = history_length + 1{changes} "
+        "WHERE id {among(ids)} AND status = %(from)s RETURNING id",
+        ids=list(job_ids), to=str(to), **{"from": str(frm)}, **params,
+    )  # fmt: skip
+    moved: list[UUID] = [session.dialect.uuid(row[0]) for row in rows]  # type: ignore[misc]
+    if moved:
+        session.run(
+            "INSERT INTO {historyentry} (job_id, n, at, event, from_status, to_status, fence, actor, detail) "
+            "SELECT id, history_length, {now}, %(event)s, %(from)s, %(to)s, fence, %(actor)s, {json(detail)} "
+            "FROM {job} WHERE id {among(ids)}",
+            ids=moved, event=event, to=str(to), actor=actor,
+            detail=None if detail is None else jsonvalues.dumps(detail, what="detail"),
+            **{"from": str(frm)},
+        )  # fmt: skip
+    return moved
+
+
+def note_many(
+    session: Session, details: Mapping[UUID, Any], *, event: str, actor: str | None = None
+) -> None:
+    """An entry without a change of status for each job of ``details``."""
+    if not details:
+        return
+    rows = session.rows(
+        "UPDATE {job} SET history_length = history_length + 1 WHERE id {among(ids)} "
+        "RETURNING id, history_length, fence",
+        ids=list(details),
+    )
+    entries = [
+        {
+            "job": job_id, "n": row[1], "event": event, "fence": row[2], "actor": actor,
+            "detail": None if details[job_id] is None else jsonvalues.dumps(details[job_id], what="detail"),
+        }
+        for row in rows
+        if (job_id := session.dialect.uuid(row[0])) is not None
+    ]  # fmt: skip
+    session.many(
+        "INSERT INTO {historyentry} (job_id, n, at, event, fence, actor, detail) "
+        "VALUES (%(job)s, %(n)s, {now}, %(event)s, %(fence)s, %(actor)s, {json(detail)})",
+        entries,
+    )
 
 
 def add(

@@ -33,7 +33,8 @@ class Dialect:
 
     Statements are written once with tokens: ``{job}`` is a table, ``{now}`` the moment,
     ``{after(delay)}`` the moment plus the bound seconds ``delay``, ``{json(x)}`` a bound JSON text,
-    ``{text(column)}`` a JSON column read as text, ``{skip_locked}`` the locking clause.
+    ``{text(column)}`` a JSON column read as text, ``{among(ids)}`` the comparison with a bound list,
+    ``{skip_locked}`` the locking clause.
     """
 
     vendor = ""
@@ -62,6 +63,8 @@ class Dialect:
                 return self.json(f"%({argument})s")
             case "text":
                 return self.text(argument or "")
+            case "among":
+                return self.among(f"%({argument})s")
             case "skip_locked" | "lock_rows" | "insert_ignore" | "ignore_conflict":
                 return str(getattr(self, name))
         raise KeyError(f"Unknown token {{{name}}}.")
@@ -92,6 +95,14 @@ class Dialect:
 
     def text(self, column: str) -> str:
         return column
+
+    def among(self, value: str) -> str:
+        """What follows a column to compare it with each of a bound list."""
+        return f"= ANY ({value})"
+
+    def json_with(self, column: str, key: str, value: str) -> str:
+        """A JSON object column (NULL = empty) with ``key`` set to the SQL ``value``."""
+        return f"json_set(COALESCE({column}, json_object()), '$.{key}', {value})"
 
     def encode(self, value: Any) -> Any:
         return value

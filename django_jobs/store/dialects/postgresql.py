@@ -29,6 +29,9 @@ class PostgreSQL(Dialect):
     def text(self, column: str) -> str:
         return f"{column}::text"
 
+    def json_with(self, column: str, key: str, value: str) -> str:
+        return f"COALESCE({column}, jsonb_build_object()) || jsonb_build_object('{key}', {value})"
+
     def begin(self, time_limit: float) -> str:
         # One round trip: without parameters psycopg sends all three statements together. Every
         # statement of the engine has its index; one that is planned while the tables are empty

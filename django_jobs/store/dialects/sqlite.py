@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from datetime import UTC, datetime
 from typing import Any
@@ -24,7 +25,12 @@ class SQLite(Dialect):
         if isinstance(value, datetime):
             # As Django stores datetimes here: naive UTC text, so that text order is time order.
             return str(value.astimezone(UTC).replace(tzinfo=None))
+        if isinstance(value, list):
+            return json.dumps([self.encode(item) for item in value])
         return value
+
+    def among(self, value: str) -> str:
+        return f"IN (SELECT value FROM json_each({value}))"
 
     def begin(self, time_limit: float) -> str:
         # A read that becomes a write fails at once with BUSY_SNAPSHOT, whatever the busy timeout.

@@ -1,0 +1,327 @@
+"""What operators ask of jobs: many at once, each row by its status, each change with its entry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+from django_jobs import conf, jsonvalues
+from django_jobs.lifecycle import COMMANDS, KEEP, REFUSE, Command, Status
+from django_jobs.store import history, jobs, permits
+from django_jobs.store.session import Session
+
+#: Times that jobs are looked at again because somebody else was faster.
+LOOKS = 8
+EVENTS = {
+    Command.PAUSE: "paused",
+    Command.RESUME: "resumed",
+    Command.CANCEL: "canceled",
+    Command.RETRY: "retried",
+    Command.RUN_NOW: "run_now",
+    Command.RERUN: "rerun",
+}
+#: Due at once: a moment to come is now, one that has passed keeps its place in the line.
+DUE_NOW = (
+    "gate = 'open', "
+    "due_at = CASE WHEN run_after IS NULL THEN due_at WHEN run_after > {now} THEN {now} ELSE run_after END, "
+    "run_after = CASE WHEN run_after > {now} THEN {now} ELSE run_after END"
+)
+#: What a command changes besides the status.
+SETS = {
+    Command.PAUSE: "",
+    Command.RESUME: DUE_NOW,
+    Command.CANCEL: (
+        "error = {json(error)}, fence = fence + 1, finished_at = {now}, lease_expires_at = NULL, "
+        "deadline_at = NULL, run_after = CASE WHEN kind = 'task' THEN run_after END"
+    ),
+    Command.RETRY: (
+        "gate = 'open', due_at = {now}, fence = fence + 1, crashes = 0, finished_at = NULL, "
+        "lease_expires_at = NULL"
+    ),
+}
+#: The option in which a retried job keeps how many tries were before, so that its budget is whole again.
+ATTEMPTS_BEFORE = "attempts_before"
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A command, who gives it and why. ``cascade`` cancels the children too."""
+
+    command: Command
+    actor: str | None = None
+    reason: str | None = None
+    cascade: bool = False
+
+    @property
+    def detail(self) -> dict[str, Any] | None:
+        known: dict[str, Any] = {"reason": self.reason} if self.reason else {}
+        if self.command == Command.CANCEL:
+            known["error"] = {"message": self.message, "code": "canceled"}
+        return known or None
+
+    @property
+    def message(self) -> str:
+        """The reason of a cancel as the job's error keeps it."""
+        return self.reason or (f"Canceled by {self.actor}." if self.actor else "Canceled.")
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A job as it is found, its row locked."""
+
+    job_id: UUID
+    status: str
+    held: bool
+    gate: str
+    queue_name: str
+    key_hash: str | None
+    key_limit: int | None
+
+
+@dataclass(slots=True)
+class Done:
+    """What became of the jobs that were asked for; those that do not exist are in none of these."""
+
+    changed: list[UUID] = field(default_factory=list)
+    unchanged: list[UUID] = field(default_factory=list)
+    #: The status that refused, by job.
+    refused: dict[UUID, str] = field(default_factory=dict)
+
+
+def apply(session: Session, order: Order, job_ids: Iterable[UUID]) -> Done:
+    """Carry out ``order`` on these jobs in the transaction of the caller; RERUN is not for here.
+
+    Where somebody else was faster the job is read and judged again (S4).
+    """
+    done = Done()
+    left = sorted(set(job_ids))
+    for _ in range(LOOKS):
+        seen = look(session, left)
+        left = _once(session, order, seen, done)
+        if not left:
+            break
+    if order.command == Command.CANCEL:
+        # Not those that failed or completed: a child of theirs has an end of its own.
+        _cancel_below(session, order, [*done.changed, *done.unchanged])
+    return done
+
+
+def look(session: Session, job_ids: Sequence[UUID]) -> list[Seen]:
+    """These jobs as they are now, locked in order of id until the end of the transaction."""
+    rows = session.rows(
+        "SELECT id, status, lease_expires_at, gate, queue_name, key_hash, key_limit FROM {job} "
+        "WHERE id {among(ids)} ORDER BY id {lock_rows}",
+        ids=list(job_ids),
+    )
+    uuid = session.dialect.uuid
+    return [Seen(uuid(row[0]), row[1], row[2] is not None, *row[3:]) for row in rows]  # type: ignore[arg-type]
+
+
+def effect(command: Command, status: str) -> str:
+    """The cell of the table; a damaged status refuses everything."""
+    try:
+        return COMMANDS[command][Status(status)]
+    except ValueError:
+        return REFUSE
+
+
+def _once(session: Session, order: Order, seen: list[Seen], done: Done) -> list[UUID]:
+    """One look's worth; those that changed under our eyes are returned."""
+    groups: dict[str, list[Seen]] = {}
+    for one in seen:
+        cell = effect(order.command, one.status)
+        if cell == REFUSE:
+            done.refused[one.job_id] = one.status
+        elif cell == KEEP:
+            done.unchanged.append(one.job_id)
+        else:
+            groups.setdefault(one.status, []).append(one)
+    if order.command == Command.RUN_NOW:
+        for status, group in groups.items():
+            _run_now(session, order, Status(status), group, done)
+        return []
+    missed: list[UUID] = []
+    for status, group in groups.items():
+        moved = set(_move(session, order, Status(status), [one.job_id for one in group]))
+        _follow(session, order, [one for one in group if one.job_id in moved])
+        done.changed += [one.job_id for one in group if one.job_id in moved]
+        missed += [one.job_id for one in group if one.job_id not in moved]
+    return missed
+
+
+def _move(session: Session, order: Order, status: Status, job_ids: list[UUID]) -> list[UUID]:
+    command = order.command
+    sets, params = SETS[command], dict[str, Any]()
+    if command == Command.CANCEL:
+        params["error"] = jsonvalues.dumps(
+            {
+                "type": "django_jobs.errors.CancelJob", "message": order.message, "traceback": "",
+                "code": "canceled",
+            },
+            what="error",
+        )  # fmt: skip
+    if command == Command.RETRY:
+        sets += f", options = {session.dialect.json_with('options', ATTEMPTS_BEFORE, 'attempts')}"
+    return history.move_many(
+        session, job_ids, event=EVENTS[command], frm=status, to=Status(COMMANDS[command][status]),
+        sets=sets, actor=order.actor, detail=order.detail, **params,
+    )  # fmt: skip
+
+
+# --- what a change brings with it -------------------------------------------------------------
+
+
+def _follow(session: Session, order: Order, moved: list[Seen]) -> None:
+    if moved:
+        FOLLOW[order.command](session, moved)
+
+
+def _after_pause(session: Session, moved: list[Seen]) -> None:
+    _make_room(session, [one for one in moved if one.status == Status.PENDING and not one.held])
+
+
+def _after_cancel(session: Session, moved: list[Seen]) -> None:
+    listed = [one.job_id for one in moved]
+    session.run(
+        "UPDATE {attempt} SET status = 'canceled', finished_at = {now} WHERE job_id {among(ids)} "
+        "AND step_id IS NULL AND status = 'running'",
+        ids=listed,
+    )
+    session.run(
+        "UPDATE {taskstatus} SET status = 'canceled', finished_at = {now} WHERE job_id {among(ids)} "
+        "AND status IN ('pending', 'running', 'sleeping')",
+        ids=listed,
+    )
+    # The handler of a job in hand may still run: its worker frees the permit once it has stopped.
+    idle = [one for one in moved if not one.held and one.key_limit is not None]
+    if idle:
+        session.run(
+            "DELETE FROM {permit} WHERE job_id {among(ids)}", ids=[one.job_id for one in idle]
+        )
+    _make_room(session, idle)
+
+
+def _after_retry(session: Session, moved: list[Seen]) -> None:
+    reset_failed_steps(session, [one.job_id for one in moved])
+    _wake(session, moved)
+
+
+def _wake(session: Session, moved: list[Seen]) -> None:
+    if conf.get().notify:
+        for name in sorted({one.queue_name for one in moved}):
+            jobs.wake(session, name)
+
+
+FOLLOW: dict[Command, Callable[[Session, list[Seen]], None]] = {
+    Command.PAUSE: _after_pause,
+    Command.RESUME: _wake,
+    Command.CANCEL: _after_cancel,
+    Command.RETRY: _after_retry,
+}
+
+
+def _make_room(session: Session, gone: list[Seen]) -> None:
+    """Let in those who wait behind jobs that would have taken, or held, a permit of their key."""
+    leaving: dict[str, int] = {}
+    for one in gone:
+        if one.key_hash is not None and one.key_limit is not None and one.gate != "permit":
+            leaving[one.key_hash] = leaving.get(one.key_hash, 0) + 1
+    for key_hash in sorted(leaving):
+        permits.let_in(session, key_hash, leaving[key_hash])
+
+
+def _cancel_below(session: Session, order: Order, canceled: list[UUID]) -> None:
+    """Units of a run end with it; child runs do where the order says so."""
+    only_units = "" if order.cascade else " AND kind = 'step'"
+    above = canceled
+    while above:
+        rows = session.rows(
+            f"SELECT id FROM {{job}} WHERE parent_id {{among(ids)}} AND finished_at IS NULL{only_units}",
+            ids=above,
+        )
+        children = [session.dialect.uuid(row[0]) for row in rows]
+        below = Done()
+        _once(session, order, look(session, children), below)  # type: ignore[arg-type]
+        above = below.changed
+
+
+# --- retry ------------------------------------------------------------------------------------
+
+
+def reset_failed_steps(session: Session, job_ids: list[UUID]) -> int:
+    """Give the failed steps of these runs a whole new budget; return how many.
+
+    A failure that the run's own code caught stays: what ran since was built upon it. Caught is one
+    after which another step was started, unless the job's error names it.
+    """
+    rows = session.rows(
+        "SELECT s.id, s.job_id, s.step_id, EXISTS (SELECT 1 FROM {taskstatus} later "
+        "WHERE later.job_id = s.job_id AND later.id > s.id AND later.started_at >= s.finished_at "
+        "AND SUBSTR(later.step_id, 1, LENGTH(s.step_id) + 1) <> s.step_id || '/') "
+        "FROM {taskstatus} s WHERE s.job_id {among(ids)} AND s.status = 'failed'",
+        ids=job_ids,
+    )
+    if not rows:
+        return 0
+    named = _named_by_error(session, job_ids)
+    uuid = session.dialect.uuid
+    chosen = [
+        row[0]
+        for row in rows
+        if not row[3] or _is_related(row[2], named.get(uuid(row[1])))  # type: ignore[arg-type]
+    ]
+    return session.run(
+        "UPDATE {taskstatus} SET status = 'pending', failures = 0, finished_at = NULL WHERE id {among(ids)}",
+        ids=chosen,
+    )
+
+
+def _named_by_error(session: Session, job_ids: list[UUID]) -> dict[UUID, str]:
+    """The step at fault, by job."""
+    rows = session.rows(
+        "SELECT id, {text(error)} FROM {job} WHERE id {among(ids)} AND error IS NOT NULL",
+        ids=job_ids,
+    )
+    errors = {session.dialect.uuid(row[0]): jsonvalues.loads(row[1]) for row in rows}
+    return {
+        job_id: error["step_id"]
+        for job_id, error in errors.items()
+        if job_id is not None and isinstance(error, dict) and error.get("step_id")
+    }
+
+
+def _is_related(step_id: str, named: str | None) -> bool:
+    """Whether a step is the named one, or around or within it."""
+    if named is None:
+        return False
+    return f"{named}/".startswith(f"{step_id}/") or step_id.startswith(f"{named}/")
+
+
+# --- run now ----------------------------------------------------------------------------------
+
+
+def _run_now(session: Session, order: Order, status: Status, group: list[Seen], done: Done) -> None:
+    """Make jobs due that wait for a time; a durable wait, a key and a due job stay as they are."""
+    if status == Status.PENDING:
+        sets, held = DUE_NOW, "gate <> 'permit' AND (gate = 'timer' OR due_at > {now})"
+    else:
+        sets = "run_after = {now}"
+        held = (
+            "run_after > {now} AND (error IS NOT NULL OR NOT EXISTS (SELECT 1 FROM {taskstatus} s "
+            "WHERE s.job_id = {job}.id AND s.kind IN ('sleep', 'event', 'child') "
+            "AND s.status IN ('pending', 'running', 'sleeping')))"
+        )
+    rows = session.rows(
+        f"UPDATE {{job}} SET {sets} WHERE id {{among(ids)}} AND status = %(status)s AND {held} RETURNING id",
+        ids=[one.job_id for one in group], status=str(status),
+    )  # fmt: skip
+    changed = {session.dialect.uuid(row[0]) for row in rows}
+    moved = [one for one in group if one.job_id in changed]
+    history.note_many(
+        session, {one.job_id: order.detail for one in moved}, event=EVENTS[order.command], actor=order.actor
+    )  # fmt: skip
+    _wake(session, moved)
+    done.changed += [one.job_id for one in moved]
+    done.unchanged += [one.job_id for one in group if one.job_id not in changed]
