@@ -34,6 +34,8 @@ def move(
     ``params``. Returns 1, or 0 when somebody else won: then nothing was written.
     """
     allowed = [status for status in frm if to in NEXT[status] or status == to]
+    if not allowed:
+        return 0
     listed = ", ".join(f"'{status}'" for status in allowed)
     guard = " AND fence = %(seen_fence)s" if fence is not None else ""
     found = session.one(

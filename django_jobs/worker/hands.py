@@ -286,12 +286,28 @@ class Hands:
         self._concluded(claim, prepared, outcome)
 
 
+def _is_at_rest(raw: Any) -> bool:
+    """Whether a driver's connection is open and in no transaction, as far as the driver knows."""
+    try:
+        if getattr(raw, "closed", False):
+            return False
+        info = getattr(raw, "info", None)
+        if info is not None:
+            return bool(info.transaction_status == 0)
+        # sqlite3 raises here when it is closed.
+        return not getattr(raw, "in_transaction", False)
+    except Exception:
+        return False
+
+
 def clean_up() -> None:
     """Leave nothing of a handler's connections to the next one in this thread."""
     for connection in connections.all(initialized_only=True):
         if connection.connection is None:
             continue
-        if connection.in_atomic_block or connection.needs_rollback:
+        if connection.in_atomic_block or not _is_at_rest(connection.connection):
+            # Within its own atomic block Django would keep the closed connection in place.
+            connection.in_atomic_block = connection.closed_in_transaction = False
             connection.close()
         else:
             connection.close_if_unusable_or_obsolete()
