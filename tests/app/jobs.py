@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import signal
 import time
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+
+from django.db import DatabaseError, connection, transaction
 
 from django_jobs import Retry, TaskContext, WorkflowContext, task, workflow
 
@@ -76,6 +80,92 @@ def hold(marks: str, release: str) -> str:
 def mark(marks: str, word: str) -> str:
     note(marks, word)
     return word
+
+
+class Unprintable(Exception):
+    """Its text raises, and its cause is itself."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+def _raise(what: str) -> None:
+    if what == "RecursionError":
+        _raise(what)
+    if what == "Unprintable":
+        error = Unprintable()
+        error.__cause__ = error
+        raise error
+    raise {
+        "SystemExit": SystemExit,
+        "KeyboardInterrupt": KeyboardInterrupt,
+        "GeneratorExit": GeneratorExit,
+        "CancelledError": asyncio.CancelledError,
+        "StopIteration": StopIteration,
+        "MemoryError": MemoryError,
+    }[what]("on purpose")
+
+
+@task
+def raises(what: str) -> None:
+    _raise(what)
+
+
+@task
+async def araises(what: str) -> None:
+    await asyncio.sleep(0)
+    _raise(what)
+
+
+@task
+def leaves_behind(what: str) -> None:
+    """Use the thread's connection and leave it in a state that no handler should leave."""
+    from django.contrib.auth.models import Group
+
+    with contextlib.suppress(DatabaseError):
+        match what:
+            case "open atomic":
+                transaction.atomic().__enter__()
+                Group.objects.create(name="lost")
+            case "open atomic after an error":
+                transaction.atomic().__enter__()
+                connection.cursor().execute("SELECT nothing FROM nowhere")
+            case "raw begin":
+                connection.cursor().execute("BEGIN")
+                Group.objects.create(name="lost")
+            case "autocommit off":
+                transaction.set_autocommit(False)
+                Group.objects.create(name="lost")
+            case "closed connection":
+                connection.ensure_connection()
+                connection.connection.close()
+            case "broken statement":
+                connection.cursor().execute("SELECT nothing FROM nowhere")
+
+
+@task
+def makes_group(name: str) -> None:
+    from django.contrib.auth.models import Group
+
+    Group.objects.create(name=name)
+
+
+@task
+def swallows_its_own() -> str:
+    try:
+        raise SystemExit
+    except BaseException as error:
+        return f"swallowed {type(error).__name__}"
+
+
+@workflow(retries=2)
+def swallows(run: WorkflowContext, marks: str) -> str:
+    """Catch even what the engine raises to end the pass."""
+    try:
+        return run.task("flaky", flaky, marks=marks, failures=1, retries=Retry(delay=60))  # type: ignore[no-any-return]
+    except BaseException:
+        note(marks, "swallowed")
+        return "swallowed"
 
 
 @workflow
@@ -147,7 +237,11 @@ def gathered(run: WorkflowContext, marks: str) -> list[Any]:
     both = run.gather(
         run.call("a", mark, marks=marks, word="a"), run.call("b", mark, marks=marks, word="b")
     )
-    return [both, run.map("page", add, [{"a": n, "b": 1} for n in range(3)]), run.map("e", echo, [5, 6])]
+    return [
+        both,
+        run.map("page", add, [{"a": n, "b": 1} for n in range(3)]),
+        run.map("e", echo, [5, 6]),
+    ]
 
 
 @workflow

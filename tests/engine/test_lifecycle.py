@@ -141,7 +141,7 @@ def test_final_statuses_are_left_by_command_only() -> None:
     """P2: an outcome is opened again only by retry and compensate."""
     opened = {status for status in FINAL if NEXT[status]}
     assert opened == {Status.FAILED, Status.COMPENSATION_FAILED}
-    assert FINAL | LIVE == set(Status)
+    assert set(Status) == FINAL | LIVE
     assert not FINAL & LIVE
 
 
