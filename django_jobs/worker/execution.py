@@ -205,7 +205,10 @@ class Execution:
             code = "timeout"
         elif isinstance(error, StepLimit):
             code = "step_limit"
-        secrets = Secrets(self.definition, jsonvalues.loads(self.claim.input))
+        if self.attempt is not None:
+            secrets = self.attempt.secrets
+        else:
+            secrets = Secrets(self.definition, jsonvalues.loads(self.claim.input))
         described = secrets.describe(error, code=code)
         if self.claim.is_run:
             described["step_id"] = retrying.failed_step(error)

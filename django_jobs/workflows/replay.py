@@ -409,7 +409,9 @@ class Replay(Attempt):
     async def _fail(self, step: Planned, tried: int, failures: int, error: BaseException) -> Any:
         """Record a failed try; raise what the caller of the step gets, or the end of the pass."""
         code = "timeout" if retrying.is_timed_out(error) else None
-        described = self._secrets(step).describe(error, code=code)
+        secrets = self._secrets(step)
+        described = secrets.describe(error, code=code)
+        self.secrets.learn(secrets)
         delay = self._next_try(step, failures, error)
         await self._note_failure(step, tried, failures, described, error, final=delay is None)
         if delay is None:

@@ -29,6 +29,11 @@ class Secrets:
         self._around = around
         self._values: list[str] | None = None
 
+    def learn(self, inner: Secrets) -> None:
+        """Hide what ``inner`` hides as well: errors of a step are causes of the job's own."""
+        self.names = tuple(dict.fromkeys((*self.names, *inner.names)))
+        self._values = sorted({*self.values, *inner.values}, key=len, reverse=True)
+
     def hide(self, text: str) -> str:
         """``text`` without secrets, by pattern and by value."""
         return jsonvalues.redact_text(self._without_values(text), self.names)
