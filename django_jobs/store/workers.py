@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -29,11 +30,41 @@ def register(
     )  # fmt: skip
 
 
-def beat(session: Session, worker: UUID, *, jobs_in_hand: int, memory: int | None) -> None:
-    session.run(
-        "UPDATE {worker} SET heartbeat_at = {now}, jobs_in_hand = %(jobs)s, memory = %(memory)s WHERE id = %(id)s",
-        id=worker, jobs=jobs_in_hand, memory=memory,
-    )  # fmt: skip
+@dataclass(frozen=True, slots=True)
+class Pulse:
+    """What a worker learns with its heartbeat, so that an idle one needs no other statement."""
+
+    #: A lease has ended, a permit may be free for a job that waits for one.
+    expired: bool
+    gated: bool
+    #: A job is ready to be claimed, or the first that waits for its time is due in so many seconds.
+    ready: bool
+    due_in: float | None
+
+
+_BEAT = "UPDATE {worker} SET heartbeat_at = {now}, jobs_in_hand = %(jobs)s, memory = %(memory)s WHERE id = %(id)s"
+_LOOK = """
+    SELECT EXISTS (SELECT 1 FROM {job} WHERE lease_expires_at < {now}),
+           EXISTS (SELECT 1 FROM {job} WHERE key_hash IS NOT NULL AND finished_at IS NULL
+                                         AND status = 'pending' AND gate = 'permit'),
+           EXISTS (SELECT 1 FROM {job} WHERE status = 'pending' AND gate = 'open'),
+           (SELECT MIN(run_after) FROM {job} WHERE status = 'sleeping' OR (status = 'pending' AND gate = 'timer')),
+           {now}
+"""
+
+
+def pulse(session: Session, worker: UUID, *, jobs_in_hand: int, memory: int | None) -> Pulse:
+    """Heartbeat and look in one statement, where the database can."""
+    bound = {"id": worker, "jobs": jobs_in_hand, "memory": memory}
+    if session.vendor == "postgresql":
+        row = session.one(f"WITH beat AS ({_BEAT}) {_LOOK}", **bound)
+    else:
+        session.run(_BEAT, **bound)
+        row = session.one(_LOOK)
+    assert row is not None
+    due, present = session.dialect.time(row[3]), session.dialect.time(row[4])
+    due_in = None if due is None or present is None else (due - present).total_seconds()
+    return Pulse(bool(row[0]), bool(row[1]), bool(row[2]), due_in)
 
 
 def sign_off(session: Session, worker: UUID, status: str = "stopped") -> None:

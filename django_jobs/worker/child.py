@@ -24,7 +24,7 @@ from django_jobs.store.record import Finish
 from django_jobs.store.session import Session
 from django_jobs.worker import announcing, execution
 from django_jobs.worker.charge import Charges
-from django_jobs.worker.desk import Desk, settle, tell
+from django_jobs.worker.desk import Desk, Entry, settle, tell
 from django_jobs.worker.execution import Execution
 from django_jobs.worker.hands import Hands
 from django_jobs.worker.intake import Intake, Plan
@@ -36,6 +36,8 @@ from django_jobs.worker.wakeup import watch
 
 logger = logging.getLogger("django_jobs.worker")
 
+#: Seconds between two pulses at most, so that a dead worker is noticed in time.
+LONGEST_PULSE = 4.0
 #: Part of a lease for which it is trusted after its renewal was sent.
 TRUSTED = 0.9
 
@@ -68,6 +70,8 @@ class Child:
         self._listening = lambda: False
         self._taken = 0
         self._dry = False
+        self._next_pulse = 0.0
+        self._lost = self._reconnects = 0
 
     # --- life ---------------------------------------------------------------------------------
 
@@ -139,35 +143,17 @@ class Child:
     # --- the database thread ------------------------------------------------------------------
 
     def _rounds(self, session: Session) -> None:
-        next_beat = next_sweep = 0.0
         ends: float | None = None
-        lost = reconnects = 0
         while True:
             try:
-                present = clock.monotonic()
-                if present >= next_beat:
-                    next_beat = present + self.settings.heartbeat
-                    self._show(session)
-                if present >= next_sweep and not self._stopping.is_set():
-                    next_sweep = present + self.settings.sweep_interval + ids.jitter(0.3)
-                    sweep(session)
+                if clock.monotonic() >= self._next_pulse:
+                    self._pulse(session)
                 self._round(session)
-                if lost:
-                    lost = 0
-                    logger.info("The database is back.")
-                if session.reconnects != reconnects:
-                    reconnects = session.reconnects
-                    self._give_back_orphans(session)
+                self._is_back(session)
             except Exception as error:
                 if not session.dialect.is_lost(error):
                     raise
-                if not lost:
-                    logger.warning("The database is lost (%s); trying again.", type(error).__name__)
-                lost += 1
-                session.reconnect()
-                # After a reconnect the owners that live renew first.
-                next_sweep = clock.monotonic() + self.settings.heartbeat
-                self._over.wait(min(0.1 * 2 ** min(lost, 5), 1.0))
+                self._is_lost(session, error)
             self._look_after_hands(session)
             if self._stopping.is_set():
                 ends = ends or clock.monotonic() + self.settings.grace
@@ -175,11 +161,64 @@ class Child:
                     return
             elif self._is_done():
                 return
-            self.desk.wait(self._pause(next_beat, next_sweep))
+            self.desk.wait(self._pause())
+
+    def _is_lost(self, session: Session, error: Exception) -> None:
+        if not self._lost:
+            logger.warning("The database is lost (%s); trying again.", type(error).__name__)
+        self._lost += 1
+        session.reconnect()
+        # After a reconnect the owners that live renew first.
+        self._next_pulse = clock.monotonic() + self.settings.heartbeat
+        self.intake.look_soon()
+        self._over.wait(min(0.1 * 2 ** min(self._lost, 5), 1.0))
+
+    def _is_back(self, session: Session) -> None:
+        if self._lost:
+            self._lost = 0
+            logger.info("The database is back.")
+        if session.reconnects != self._reconnects:
+            self._reconnects = session.reconnects
+            self._give_back_orphans(session)
+
+    def _pulse(self, session: Session) -> None:
+        """Show that this process lives, and do what the look that comes with it asks for."""
+        self._next_pulse = clock.monotonic() + min(
+            self.settings.heartbeat, self.settings.sweep_interval, LONGEST_PULSE
+        )
+        if self._beats_here(session):
+            self._renew(session)
+        memory = resident_bytes()
+        seen = workers.pulse(session, self.id, jobs_in_hand=len(self.hands.in_hand), memory=memory)
+        if (seen.expired or seen.gated) and not self._stopping.is_set():
+            sweep(session)
+        if seen.expired or seen.ready or (seen.due_in is not None and seen.due_in <= 0):
+            self.intake.look_soon()
+        elif seen.due_in is not None:
+            self.intake.look_in(seen.due_in)
+        most = self.plan.max_memory
+        if (
+            most is not None
+            and memory is not None
+            and memory > most * 2**20
+            and not self._stopping.is_set()
+        ):
+            logger.info("This process has grown to %d MB and is replaced.", memory // 2**20)
+            self.stop()
+        if self.plan.health_file is not None:
+            Path(self.plan.health_file).touch()
 
     def _round(self, session: Session) -> None:
         """Write what lies on the desk and take what there is room for, in one transaction."""
         entries = self.desk.take()
+        try:
+            self._exchange(session, entries)
+        except BaseException:
+            # Nothing is lost with a connection: what was not written stays on the desk.
+            self.desk.put_back(entries)
+            raise
+
+    def _exchange(self, session: Session, entries: list[Entry]) -> None:
         room = self._room(sum(isinstance(entry.item, Finish) for entry in entries))
         if room > 0 and self.intake.wants_look:
             session.committed(self.intake.refresh)
@@ -197,14 +236,9 @@ class Child:
             )  # fmt: skip
         except Exception as error:
             if session.dialect.is_lost(error):
-                self.desk.put_back(entries)
                 raise
             # One by one, so that a single bad item costs only itself; nothing was taken.
-            try:
-                settle(session, entries)
-            except Exception:
-                self.desk.put_back(entries)
-                raise
+            settle(session, entries)
             return
         for claim in taken:
             claim.deadline = sent + lease * TRUSTED
@@ -242,11 +276,11 @@ class Child:
                 room = min(room, most - self._taken)
         return room
 
-    def _pause(self, *moments: float) -> float:
+    def _pause(self) -> float:
         """Seconds to sleep unless called."""
         if self._room() > 0 and self.intake.lanes:
             return 0.0
-        until = min(moments) - clock.monotonic()
+        until = self._next_pulse - clock.monotonic()
         if self._room() > 0:
             until = min(until, self.intake.pause)
         return max(until, 0.0) if not self._stopping.is_set() else 0.1
@@ -306,26 +340,6 @@ class Child:
     def _beats_here(self, session: Session) -> bool:
         """On SQLite leases are renewed by the process's one writer."""
         return session.vendor == "sqlite"
-
-    def _show(self, session: Session) -> None:
-        """What this process shows of itself."""
-        if self._beats_here(session):
-            self._renew(session)
-        memory = resident_bytes()
-        session.committed(
-            lambda s: workers.beat(s, self.id, jobs_in_hand=len(self.hands.in_hand), memory=memory)
-        )
-        most = self.plan.max_memory
-        if (
-            most is not None
-            and memory is not None
-            and memory > most * 2**20
-            and not self._stopping.is_set()
-        ):
-            logger.info("This process has grown to %d MB and is replaced.", memory // 2**20)
-            self.stop()
-        if self.plan.health_file is not None:
-            Path(self.plan.health_file).touch()
 
     def _beat(self) -> None:
         """The heartbeat thread, with a connection of its own."""

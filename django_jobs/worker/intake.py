@@ -14,7 +14,7 @@ from django_jobs.store.session import Session
 logger = logging.getLogger("django_jobs.worker")
 
 #: Seconds between two looks of a worker that is told of new work by LISTEN.
-LISTENING_PAUSE = 4.0
+LISTENING_PAUSE = 60.0
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,10 @@ class Intake:
         """There may be new work: a hint, or the end of a job."""
         self._next_look = 0.0
 
+    def look_in(self, seconds: float) -> None:
+        """Something becomes due then."""
+        self._next_look = min(self._next_look, clock.monotonic() + seconds)
+
     def refresh(self, session: Session) -> None:
         """Let in what has become due, and find the lanes that hold work for this worker."""
         self._next_look = clock.monotonic() + self.settings.poll_max
@@ -88,6 +92,7 @@ class Intake:
         """Nothing more to take: forget the lanes, and look again when something may be due."""
         self.lanes = []
         idle = clock.monotonic() - self._idle_since
+        # Whoever is told of new work needs no look of his own: the pulse is the safety net.
         pause = (
             LISTENING_PAUSE
             if listening

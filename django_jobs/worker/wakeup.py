@@ -74,10 +74,10 @@ class Listener(threading.Thread):
 class CommitWatch(threading.Thread):
     """SQLite: notices commits of other connections by ``PRAGMA data_version``."""
 
-    listening = False
-
     def __init__(self, alias: str, call: Callable[[], None]) -> None:
         super().__init__(name="jobs-watch", daemon=True)
+        #: Whether commits are noticed at present, so that polling may be rare.
+        self.listening = True
         self._alias = alias
         self._call = call
         self._stop_asked = threading.Event()
@@ -95,6 +95,7 @@ class CommitWatch(threading.Thread):
         except Exception:
             logger.info("The watch on SQLite's commits ended; polling instead.", exc_info=True)
         finally:
+            self.listening = False
             connections.close_all()
 
     def stop(self) -> None:
