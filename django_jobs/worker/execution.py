@@ -59,6 +59,8 @@ class Execution:
     timeout: float | None
     environment: Environment
     attempt: Replay | None = None
+    #: What runs an async handler, once it runs.
+    task: asyncio.Task[Any] | None = None
 
     @property
     def is_async(self) -> bool:
@@ -73,12 +75,20 @@ class Execution:
 
     async def arun(self) -> Outcome:
         """Run an ``async def`` handler on the running loop."""
+        self.task = asyncio.current_task()
         try:
             if self.environment.same_thread:
                 return self._ended(await self._arun())
             return self._ended(await in_own_thread_context(self._arun()))
         except BaseException as error:
             return self._after(error)
+
+    def interrupt(self) -> None:
+        """Cancel an async handler that runs; one in a thread learns by its next step. From any thread."""
+        task, self.task = self.task, None
+        if task is not None:
+            with contextlib.suppress(RuntimeError):  # its loop has ended
+                task.get_loop().call_soon_threadsafe(task.cancel)
 
     def _run(self) -> Completed:
         args, kwargs = self._arguments()
@@ -216,7 +226,7 @@ class Execution:
 
     def _delay(self, error: BaseException) -> float | None:
         """Seconds until the next try; None when this failure is final."""
-        tries = self.claim.attempts + 1
+        tries = self.claim.tries
         # A workflow's own code: W only, unset = no retry.
         if tries > (self._extra or 0):
             return None
@@ -228,6 +238,10 @@ class Execution:
 
 def prepare(claim: Claim, environment: Environment) -> Execution | Outcome:
     """The execution of ``claim``, or the outcome at once: no code here, a damaged row, a kept result."""
+    if claim.revoked is not None:
+        return Lost({"reason": claim.revoked})
+    if claim.is_halted:
+        return HandedBack("paused")
     definition = registry.find(claim.slug, claim.version)
     if definition is None:
         return HandedBack(f"this worker has no code for {claim.slug!r}")
@@ -282,10 +296,8 @@ def call_back(execution: Execution, outcome: Outcome) -> BaseException | None:
             return None
         if execution.attempt is None:
             execution.attempt = execution._replay(None)
-        execution.attempt.is_over = True
-        answer = callback(execution._context(TaskContext), *args)
-        if asyncio.iscoroutine(answer):
-            execution.environment.loop.run(answer)
+        context = execution._context(TaskContext)
+        execution.attempt.call_after(functools.partial(callback, context, *args))
     except BaseException as error:
         return error
     return None

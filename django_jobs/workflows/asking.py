@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from asgiref.sync import AsyncToSync
+from django.db import connections
 
 T = TypeVar("T")
 _asker = ThreadPoolExecutor(1, thread_name_prefix="jobs-ask")
@@ -31,4 +32,14 @@ def blocking(function: Callable[[], T]) -> T:
     if not on_loop():
         return function()
     waiting = AsyncToSync.loop_thread_executors.get(asyncio.get_running_loop())
-    return (waiting or _asker).submit(function).result()
+    if waiting is not None:
+        return waiting.submit(function).result()
+    return _asker.submit(_asked, function).result()
+
+
+def _asked(function: Callable[[], T]) -> T:
+    try:
+        return function()
+    finally:
+        # Questions are rare: no connection is kept for them.
+        connections.close_all()

@@ -74,10 +74,12 @@ class ThreadIO:
     async def call(self, function: Callable[[], Any], timeout: float | None) -> Any:
         answer = function()
         if inspect.isawaitable(answer):
-            work = _awaited(answer, timeout)
+            work = _settled(_awaited(answer, timeout))
             if self._own_context:
                 work = _in_context(contextvars.copy_context(), in_own_thread_context(work))
-            answer = self._loop.run(work)
+            answer, error = self._loop.run(work)
+            if error is not None:
+                raise error
         return answer
 
     async def together(self, steps: Sequence[Callable[[], Coroutine[Any, Any, Any]]]) -> list[Any]:
@@ -199,6 +201,16 @@ async def limited(what: str, seconds: float) -> AsyncIterator[None]:
         if limit.expired():
             raise retrying.timed_out(what, seconds) from None
         raise
+
+
+async def _settled(work: Coroutine[Any, Any, T]) -> tuple[T | None, BaseException | None]:
+    """What came of ``work``, as a value: futures copy a TimeoutError, and SystemExit ends a loop."""
+    try:
+        return await work, None
+    except BaseException as error:
+        if is_being_canceled():
+            raise
+        return None, error
 
 
 async def _in_context(context: contextvars.Context, work: Coroutine[Any, Any, T]) -> T:

@@ -251,13 +251,15 @@ class Replay(Attempt):
         claim = self.claim
         if claim.revoked is not None:
             raise PassEnds(Lost({"reason": claim.revoked}))
+        if claim.is_halted:
+            raise PassEnds(HandedBack("paused"))
         if claim.deadline and clock.monotonic() > claim.deadline:
             # Nobody may have taken it yet; under its fence it can still be given back uncharged.
             raise PassEnds(HandedBack("its lease could not be renewed"))
 
     async def _mark_start(self, step: Planned, record: StepRecord | None) -> None:
         mark = self._write_of(step, record, StepStatus.RUNNING)
-        if self._marked:
+        if self._marked or self.recorder.always_look:
             match await self._io.write(mark):
                 case "paused":
                     raise PassEnds(HandedBack("paused"))
@@ -288,8 +290,6 @@ class Replay(Attempt):
             if is_being_canceled():
                 # A time limit, or the worker: the step ends with its pass.
                 self.recorder.post(self._noted(step, StepStatus.CANCELED, tried, failures))
-                if self.claim.revoked is not None:
-                    raise PassEnds(Lost({"reason": self.claim.revoked})) from None
                 raise
             return await self._fail(step, tried + 1, failures + 1, error)
         finally:
@@ -453,7 +453,7 @@ class Replay(Attempt):
 
     def _next_try(self, step: Planned, failures: int, error: BaseException) -> float | None:
         """Seconds until the next try of a failed step; None when this failure is final."""
-        passes = self.claim.attempts + 1
+        passes = self.claim.tries
         if self._run_extra is not None and passes > self._run_extra:
             return None
         if retrying.is_misuse(error) or failures > step.budget.step_extra:
@@ -483,6 +483,11 @@ class Replay(Attempt):
             self.recorder.post(NoteWrite(self.claim, "callback_failed", step.name, detail))
         finally:
             scope_in_hand.reset(token)
+
+    def call_after(self, callback: Any) -> None:
+        """Call a callback of the job itself, from a thread, once the outcome is stored."""
+        self.is_over = True
+        drive(self._thread_io.call(callback, None))
 
     # --- records ------------------------------------------------------------------------------
 

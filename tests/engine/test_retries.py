@@ -496,8 +496,14 @@ def test_an_error_of_a_callback_is_an_entry_of_the_history_and_changes_nothing()
     def raises(*_: Any) -> None:
         raise SystemExit("callback")
 
+    async def raises_later(*_: Any) -> None:
+        raise SystemExit("callback")
+
     @task(
-        "test.raising", on_success=raises, on_failure=raises, retries=Retry(max_attempts=2, delay=0)
+        "test.raising",
+        on_success=raises,
+        on_failure=raises_later,
+        retries=Retry(max_attempts=2, delay=0),
     )
     def work(fails: bool) -> str:
         if fails:
