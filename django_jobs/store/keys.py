@@ -18,22 +18,38 @@ def reserve(session: Session, key_hash: str, job_id: UUID) -> UUID | None:
 
     Waits for another transaction that is taking the same key.
     """
-    mine = session.one(
-        "INSERT INTO {idempotencykey} (key_hash, job_id, expires_at) VALUES (%(hash)s, %(job)s, {after(window)}) "
-        "ON CONFLICT (key_hash) DO UPDATE SET job_id = excluded.job_id, expires_at = excluded.expires_at "
-        "WHERE ({idempotencykey}.expires_at <= {now} OR NOT EXISTS "
+    # Once more where the row went between two statements: its taker rolled back, or it was pruned.
+    for _ in range(3):
+        if session.run(
+            "{insert_ignore} {idempotencykey} (key_hash, job_id, expires_at) "
+            "VALUES (%(hash)s, %(job)s, {after(window)}) {ignore_conflict}",
+            hash=key_hash, job=job_id, window=WINDOW,
+        ):  # fmt: skip
+            return None
+        row = session.one(
+            "SELECT job_id FROM {idempotencykey} WHERE key_hash = %(hash)s {lock_rows}",
+            hash=key_hash,
+        )
+        if row is not None:
+            taken = _take_over(session, key_hash, job_id)
+            return None if taken else session.dialect.uuid(row[0])
+    # Invisible under REPEATABLE READ: the caller is told that somebody has it, not who.
+    return UUID(int=0)
+
+
+def _take_over(session: Session, key_hash: str, job_id: UUID) -> int:
+    """Take a key, whose row is locked, from a job that is gone, or done and past its window.
+
+    A statement of its own, after the lock: one that had waited for the row would look for its job
+    in a snapshot older than that job.
+    """
+    return session.run(
+        "UPDATE {idempotencykey} SET job_id = %(job)s, expires_at = {after(window)} WHERE key_hash = %(hash)s "
+        "AND ({idempotencykey}.expires_at <= {now} OR NOT EXISTS "
         "(SELECT 1 FROM {job} WHERE {job}.id = {idempotencykey}.job_id)) AND NOT EXISTS "
-        "(SELECT 1 FROM {job} WHERE {job}.id = {idempotencykey}.job_id AND {job}.finished_at IS NULL) "
-        "RETURNING job_id",
+        "(SELECT 1 FROM {job} WHERE {job}.id = {idempotencykey}.job_id AND {job}.finished_at IS NULL)",
         hash=key_hash, job=job_id, window=WINDOW,
     )  # fmt: skip
-    if mine is not None:
-        return None
-    row = session.one(
-        "SELECT job_id FROM {idempotencykey} WHERE key_hash = %(hash)s", hash=key_hash
-    )
-    # Invisible under REPEATABLE READ: the caller is told that somebody has it, not who.
-    return session.dialect.uuid(row[0]) if row else UUID(int=0)
 
 
 def lock(session: Session, key_hash: str) -> None:

@@ -237,8 +237,16 @@ def test_i1_a_rolled_back_holder_leaves_the_key_free() -> None:
     assert keyed().enqueue(value=2).created
 
 
-def test_i1_of_eight_threads_with_one_key_one_makes_the_job() -> None:
+@pytest.mark.parametrize("before", ["nothing", "a job past its window", "a pruned job"])
+def test_i1_of_eight_threads_with_one_key_one_makes_the_job(before: str) -> None:
     """I1: the others get the same job; nobody gets an error."""
+    if before != "nothing":
+        old = keyed().enqueue(value="old")
+        Job.objects.filter(pk=old.pk).update(status="completed", finished_at=clock.now())
+        IdempotencyKey.objects.update(expires_at=clock.now())
+        if before == "a pruned job":
+            Job.objects.all().delete()
+    older = Job.objects.count()
     together = threading.Barrier(8)
     got: list[Job] = []
 
@@ -253,7 +261,8 @@ def test_i1_of_eight_threads_with_one_key_one_makes_the_job() -> None:
     assert len(got) == 8
     assert len({job.pk for job in got}) == 1
     assert [job.created for job in got].count(True) == 1
-    assert Job.objects.count() == IdempotencyKey.objects.count() == 1
+    assert Job.objects.count() == older + 1
+    assert IdempotencyKey.objects.get().job_id == got[0].pk
 
 
 def test_i1_an_enqueue_waits_for_another_that_holds_the_key_uncommitted() -> None:
