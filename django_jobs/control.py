@@ -142,7 +142,7 @@ def steer_many(
     done stay done, and the same call again does the rest.
     """
     order = _order(command, actor, reason, cascade, compensate)
-    alias = queryset._db or engine_alias()
+    alias = _alias_of(queryset)
     carry_out: Callable[[Session, list[UUID]], Done]
     if command == Command.RERUN:
         session = Session(alias, through_django=True)
@@ -161,7 +161,7 @@ def steer_many(
 def preview(queryset: JobQuerySet, command: Command) -> Counts:
     """What :func:`steer_many` would come to, by the statuses as they are now."""
     counts = Counts()
-    alias = queryset._db or engine_alias()
+    alias = _alias_of(queryset)
     for chunk in _chunks(queryset.using(alias)):
         rows = Job.units.using(alias).filter(pk__in=chunk).values_list("status", flat=True)
         for status in rows:
@@ -170,6 +170,12 @@ def preview(queryset: JobQuerySet, command: Command) -> Counts:
                 int(cell not in (KEEP, REFUSE)), int(cell == KEEP), int(cell == REFUSE)
             )
     return counts
+
+
+def _alias_of(queryset: JobQuerySet) -> str:
+    """Where its jobs are changed: never on a replica that reads are routed to."""
+    chosen: str | None = queryset._db  # type: ignore[attr-defined]
+    return chosen or engine_alias()
 
 
 def _apply_chunk(session: Session, job_ids: list[UUID], *, order: Order) -> Done:

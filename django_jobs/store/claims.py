@@ -67,6 +67,8 @@ class Claim:
     deadline: float = 0.0
     #: Set when the lease is known to be lost or the job canceled.
     revoked: str | None = None
+    #: Set when the job is known to be paused: nothing more of it may start under this claim.
+    is_halted: bool = False
     #: The handler still runs although its outcome is recorded: its permit stays taken.
     keeps_permit: bool = False
     #: Set once the outcome is committed, where the handler's thread waits for that.
@@ -75,6 +77,13 @@ class Claim:
     @property
     def is_run(self) -> bool:
         return self.kind in (Kind.WORKFLOW, Kind.DAG)
+
+    @property
+    def tries(self) -> int:
+        """Which try this is within the present budget, from 1: an operator's retry begins a new one."""
+        known = jsonvalues.loads(self.options) if self.options else None
+        before = known.get("attempts_before", 0) if isinstance(known, dict) else 0
+        return self.attempts + 1 - before
 
     @property
     def plain(self) -> bool:

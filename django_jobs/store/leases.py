@@ -33,6 +33,14 @@ def renew(session: Session, claims: Sequence[Claim], lease: float) -> dict[UUID,
     return ours
 
 
+def statuses(session: Session, job_ids: Sequence[UUID]) -> dict[UUID, str]:
+    """The statuses of these jobs, whoever holds them."""
+    if not job_ids:
+        return {}
+    rows = session.rows("SELECT id, status FROM {job} WHERE id {among(ids)}", ids=list(job_ids))
+    return {session.dialect.uuid(row[0]): row[1] for row in rows}  # type: ignore[misc]
+
+
 @dataclass(frozen=True, slots=True)
 class Expired:
     """A job whose holder stopped renewing its lease."""

@@ -124,6 +124,15 @@ def release(session: Session, job_id: UUID, fence: int | None, key_hash: str | N
     let_in(session, key_hash)
 
 
+def drop(session: Session, claim: Claim) -> None:
+    """Free the unit of a claim that was revoked, now that its handler has really stopped (C2)."""
+    if claim.key_hash is not None and session.run(
+        "DELETE FROM {permit} WHERE job_id = %(job)s AND fence = %(fence)s",
+        job=claim.job_id, fence=claim.fence,
+    ):  # fmt: skip
+        let_in(session, claim.key_hash)
+
+
 def let_in(session: Session, key_hash: str, count: int = 1) -> int:
     """Bring the first jobs that wait for a permit of this key back into the claim's index."""
     return session.run(

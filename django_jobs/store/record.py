@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, assert_never
 from uuid import UUID
 
-from django_jobs import failpoints, jsonvalues
+from django_jobs import conf, failpoints, jsonvalues
 from django_jobs.errors import ErrorDict
 from django_jobs.lifecycle import AttemptStatus, Status, StepStatus
 from django_jobs.outcomes import (
@@ -23,7 +23,7 @@ from django_jobs.outcomes import (
     Sleeping,
     TryAgain,
 )
-from django_jobs.store import history, permits
+from django_jobs.store import history, jobs, permits
 from django_jobs.store.claims import Claim
 from django_jobs.store.session import Session
 from django_jobs.store.steps import Answer, StepWrite, dump_error, write_steps
@@ -114,7 +114,11 @@ def _write(session: Session, item: Item, owned: Owned) -> Answer:
         owned[held] = _owned_status(session, item.claim)
     status = owned[held]
     if status is None:
-        return "written" if isinstance(item, Finish) and _finished_before(session, item) else "lost"
+        if not isinstance(item, Finish) or not _finished_before(session, item):
+            if isinstance(item, Finish) and not item.claim.keeps_permit:
+                permits.drop(session, item.claim)
+            return "lost"
+        return "written"
     match item:
         case LogWrite():
             _write_log(session, item)
@@ -129,7 +133,7 @@ def _write(session: Session, item: Item, owned: Owned) -> Answer:
                 worker=item.claim.worker,
             )  # fmt: skip
         case Finish():
-            _finish(session, item.claim, item.outcome, Status(status))
+            return _finish(session, item.claim, item.outcome, Status(status))
         case StepWrite():
             return write_steps(session, [item])[0]
         case _:
@@ -216,11 +220,13 @@ def _complete(session: Session, claim: Claim, outcome: Completed) -> int:
     )  # fmt: skip
 
 
-def _finish(session: Session, claim: Claim, outcome: Outcome, status: Status) -> None:
-    """End a claim whose job row is locked and ours; ``status`` is what the row shows now."""
+def _finish(session: Session, claim: Claim, outcome: Outcome, status: Status) -> Answer:
+    """End a claim whose job row is locked and ours; ``status`` is what the row shows now.
+
+    "paused" says that the outcome is kept for the next claim, and the job has not ended.
+    """
     if status not in (Status.RUNNING, Status.COMPENSATING):
-        _finish_unsteered(session, claim, outcome, status)
-        return
+        return _finish_unsteered(session, claim, outcome, status)
     match outcome:
         case Completed():
             _complete(session, claim, outcome)
@@ -277,27 +283,38 @@ def _finish(session: Session, claim: Claim, outcome: Outcome, status: Status) ->
                 session, claim.job_id, claim.fence, reason=outcome.reason, worker=claim.worker
             )
         case Lost():
-            return
+            return "written"
         case _:
             assert_never(outcome)
     _free(session, claim, final=isinstance(outcome, Completed | Failed | Canceled))
+    return "written"
 
 
-def _finish_unsteered(session: Session, claim: Claim, outcome: Outcome, status: Status) -> None:
+def _finish_unsteered(session: Session, claim: Claim, outcome: Outcome, status: Status) -> Answer:
     """End a claim whose job was paused (and perhaps resumed) under way: keep the result, let go.
 
     A task's outcome, and a run's final failure, are kept as a step record of the job's own, so that
     the next claim ends it without running it again.
     """
+    if isinstance(outcome, Lost):
+        return "written"
+    if isinstance(outcome, Canceled):
+        # The handler's own decision holds, whatever an operator did meanwhile.
+        _end(session, claim, Status.CANCELED, event="canceled", error=outcome.error, counted=False,
+             frm=[Status.PAUSED, Status.PENDING])  # fmt: skip
+        _end_attempt(session, claim, AttemptStatus.CANCELED, outcome.error)
+        _free(session, claim, final=True)
+        return "written"
     if isinstance(outcome, Failed) or (isinstance(outcome, Completed) and not claim.is_run):
         write_steps(session, [own_result(claim, outcome)])
     counted = 1 if isinstance(outcome, TryAgain | Failed) else 0
-    session.run(
-        "UPDATE {job} SET lease_expires_at = NULL, fence = fence + 1, attempts = attempts + %(counted)s "
-        "WHERE id = %(id)s AND fence = %(fence)s",
-        id=claim.job_id, fence=claim.fence, counted=counted,
-    )  # fmt: skip
     error = getattr(outcome, "error", None)
+    kept = ", error = {json(error)}" if error else ""
+    session.run(
+        "UPDATE {job} SET lease_expires_at = NULL, fence = fence + 1, attempts = attempts + %(counted)s"
+        f"{kept} WHERE id = %(id)s AND fence = %(fence)s",
+        id=claim.job_id, fence=claim.fence, counted=counted, error=dump_error(error),
+    )  # fmt: skip
     history.note(
         session, claim.job_id, event="handed_back", worker=claim.worker,
         detail={"reason": f"{status} while {type(outcome).__name__}", "error": _brief(error) if error else None,
@@ -305,6 +322,10 @@ def _finish_unsteered(session: Session, claim: Claim, outcome: Outcome, status: 
     )  # fmt: skip
     _end_attempt(session, claim, AttemptStatus.FAILED if counted else AttemptStatus.CANCELED, error)
     _free(session, claim, final=False)
+    if status == Status.PENDING and conf.get().notify:
+        # Resumed meanwhile: it could not be claimed before this.
+        jobs.wake(session, claim.queue_name)
+    return "paused"
 
 
 def own_result(claim: Claim, outcome: Completed | Failed) -> StepWrite:
@@ -352,11 +373,18 @@ def _leave(
 
 
 def _end(
-    session: Session, claim: Claim, to: Status, *, event: str, error: ErrorDict, counted: bool
+    session: Session,
+    claim: Claim,
+    to: Status,
+    *,
+    event: str,
+    error: ErrorDict,
+    counted: bool,
+    frm: Sequence[Status] = (Status.RUNNING,),
 ) -> None:
     """running → failed or canceled."""
     history.move(
-        session, claim.job_id, event=event, frm=[Status.RUNNING], to=to, fence=claim.fence, worker=claim.worker,
+        session, claim.job_id, event=event, frm=frm, to=to, fence=claim.fence, worker=claim.worker,
         attempt=claim.attempts + 1, detail={"error": _brief(error)},
         sets="error = {json(error)}, finished_at = {now}, lease_expires_at = NULL, deadline_at = NULL, "
              "run_after = CASE WHEN kind = 'task' THEN run_after END, "

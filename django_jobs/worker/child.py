@@ -15,6 +15,7 @@ from django.db import connections
 
 from django_jobs import clock, conf, ids, signals
 from django_jobs.definitions import registry
+from django_jobs.lifecycle import Status
 from django_jobs.models import Worker
 from django_jobs.outcomes import Completed, HandedBack, Lost, Outcome
 from django_jobs.store import catalogue, leases, workers
@@ -27,6 +28,7 @@ from django_jobs.worker.charge import Charges
 from django_jobs.worker.desk import Desk, Entry, settle, tell
 from django_jobs.worker.execution import Execution
 from django_jobs.worker.hands import Hands
+from django_jobs.worker.heartbeat import TRUSTED, renew, say_lost
 from django_jobs.worker.intake import Intake, Plan
 from django_jobs.worker.isolation import Isolation, Link
 from django_jobs.worker.local import after
@@ -38,9 +40,6 @@ logger = logging.getLogger("django_jobs.worker")
 
 #: Seconds between two pulses at most, so that a dead worker is noticed in time.
 LONGEST_PULSE = 4.0
-#: Part of a lease for which it is trusted after its renewal was sent.
-TRUSTED = 0.9
-
 
 class Child:
     """A process that runs jobs until it is told to stop, or nothing is left to do."""
@@ -301,28 +300,25 @@ class Child:
     def _concluded(self, claim: Claim, prepared: Execution | Outcome, outcome: Outcome) -> None:
         """An executing thread is done with a claim: put its outcome on the desk."""
         if isinstance(outcome, Lost):
-            self.hands.drop(claim)
+            # Its permit, if it has one, ends with the handler.
+            self.desk.finish(Finish(claim, Lost()), lambda _: self._drop(claim))
             delegated = outcome.detail.get("delegated")
             if delegated is not None:
                 self.report += RunReport(failed=int(delegated.failed))
                 self.intake.look_soon()
                 self._dry = False
-                self.desk.wake()
                 return
-            logger.warning(
-                "Job %s: the lease was lost; nothing more of it is written.", claim.job_id
-            )
-            self.desk.wake()
+            say_lost(claim)
             return
 
         def told(answer: str) -> None:
-            self.hands.drop(claim)
-            if claim.acknowledged is not None:
-                claim.acknowledged.set()
-            if answer != "written":
-                logger.warning(
-                    "Job %s: the lease was lost; its result is not written.", claim.job_id
-                )
+            self._drop(claim)
+            if answer == "lost":
+                self._learn_why(claim)
+                return
+            if answer == "paused":
+                self.intake.look_soon()
+                self._dry = False
                 return
             self.report += count([outcome])
             if not (claim.plain and isinstance(outcome, Completed)):
@@ -357,13 +353,23 @@ class Child:
         held = list(self.hands.in_hand.values())
         if not held:
             return
-        sent = clock.monotonic()
-        ours = session.committed(lambda s: leases.renew(s, held, self.settings.lease))
-        for claim in held:
-            if claim.job_id in ours:
-                claim.deadline = sent + self.settings.lease * TRUSTED
-            elif self.hands.in_hand.get(claim.job_id) is claim and claim.revoked is None:
-                claim.revoked = "lease"
+        renew(
+            session, held, self.settings.lease,
+            is_in_hand=self.hands.holds,
+            interrupt=self.hands.interrupt,
+        )  # fmt: skip
+
+    def _drop(self, claim: Claim) -> None:
+        self.hands.drop(claim)
+        if claim.acknowledged is not None:
+            claim.acknowledged.set()
+
+    def _learn_why(self, claim: Claim) -> None:
+        """The end of a claim that was lost between two heartbeats."""
+        if claim.revoked is None:
+            status = leases.statuses(Session(self.plan.alias), [claim.job_id]).get(claim.job_id)
+            claim.revoked = "canceled" if status == Status.CANCELED else "lease"
+        say_lost(claim)
 
     # --- stopping -----------------------------------------------------------------------------
 

@@ -83,6 +83,7 @@ class Hands:
         self._async_places = threading.BoundedSemaphore(ASYNC_LIMIT)
         #: Async handlers under way; they take no thread.
         self._on_loop = 0
+        self._async_running: dict[UUID, Execution] = {}
         #: Every claim that is waiting or running here, by job.
         self.in_hand: dict[UUID, Claim] = {}
         #: Moving average of a job's seconds.
@@ -164,6 +165,16 @@ class Hands:
         self._concluded(claim, running.execution, outcome)
         threading.Thread(target=self._work, name="jobs-successor", daemon=True).start()
 
+    def interrupt(self, claim: Claim) -> None:
+        """Stop the handler of a revoked claim, as far as running code can be stopped from outside."""
+        prepared = self._async_running.get(claim.job_id)
+        if prepared is not None and prepared.claim is claim:
+            prepared.interrupt()
+
+    def holds(self, claim: Claim) -> bool:
+        """Whether exactly this claim waits or runs here still."""
+        return self.in_hand.get(claim.job_id) is claim
+
     def drop(self, claim: Claim) -> None:
         self.in_hand.pop(claim.job_id, None)
 
@@ -239,6 +250,7 @@ class Hands:
         if prepared.is_async:
             self._async_places.acquire()
             self._on_loop += 1
+            self._async_running[claim.job_id] = prepared
             self.loop.submit(prepared.arun()).add_done_callback(
                 lambda done: self._async_done(claim, prepared, done, started)
             )
@@ -271,6 +283,8 @@ class Hands:
     ) -> None:
         self._async_places.release()
         self._on_loop -= 1
+        if self._async_running.get(claim.job_id) is prepared:
+            del self._async_running[claim.job_id]
         if done.cancelled() or done.exception() is not None:
             self._conclude(claim, prepared, HandedBack("the worker's loop ended"))
         else:

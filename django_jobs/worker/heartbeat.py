@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from uuid import UUID
 
 from django_jobs import clock
 from django_jobs.lifecycle import DRIVEN, Status
@@ -34,10 +35,10 @@ def renew(
         return
     sent = clock.monotonic()
 
-    def work(s: Session) -> tuple[dict[object, str], dict[object, str]]:
+    def work(s: Session) -> tuple[dict[UUID, str], dict[UUID, str]]:
         ours = leases.renew(s, claims, lease)
         others = [claim.job_id for claim in claims if claim.job_id not in ours]
-        return dict(ours), dict(leases.statuses(s, others))
+        return ours, leases.statuses(s, others)
 
     ours, others = session.committed(work)
     for claim in claims:

@@ -18,7 +18,7 @@ from django_jobs.definitions import registry
 from django_jobs.lifecycle import Gate, Status
 from django_jobs.outcomes import Lost, Outcome
 from django_jobs.store import claims as claiming
-from django_jobs.store import leases, overview
+from django_jobs.store import overview
 from django_jobs.store.claims import Claim
 from django_jobs.store.record import Finish
 from django_jobs.store.session import Session, engine_alias
@@ -26,6 +26,7 @@ from django_jobs.worker import announcing, execution, intake
 from django_jobs.worker.desk import Desk, DirectRecorder
 from django_jobs.worker.execution import Environment, Execution
 from django_jobs.worker.hands import Hands
+from django_jobs.worker.heartbeat import renew
 from django_jobs.worker.report import RunReport, count
 from django_jobs.worker.sweep import sweep
 
@@ -142,16 +143,21 @@ class Batch:
         recorder = DirectRecorder(self.alias, self.settings.lease)
         environment = Environment(recorder, CallingLoop(), None, same_thread=True)
         outcomes = []
-        with Heartbeats(self.alias, claims, off=self._one_thread_only()):
+        running: dict[UUID, Execution] = {}
+        with Heartbeats(self.alias, claims, running, off=self._one_thread_only()):
             for claim in claims:
+                if claim is not claims[0]:
+                    _look_again(recorder, claim)
                 prepared = execution.prepare(claim, environment)
                 if isinstance(prepared, Execution):
                     announcing.started(self.alias, claim)
+                    running[claim.job_id] = prepared
                     outcome = (
                         async_to_sync(prepared.arun)() if prepared.is_async else prepared.run()
                     )
                 else:
                     outcome = prepared
+                running.pop(claim.job_id, None)
                 answer = recorder.write(Finish(claim, outcome))
                 outcomes.append(outcome if answer == "written" else Lost())
                 if answer == "written":
@@ -170,6 +176,7 @@ class Batch:
             def told(answer: str) -> None:
                 nonlocal left
                 left -= 1
+                hands.drop(claim)
                 outcomes.append(outcome if answer == "written" else Lost())
                 if answer == "written":
                     followers.append(hands.later(after, self.alias, prepared, claim, outcome))
@@ -186,7 +193,10 @@ class Batch:
                 desk.flush(self.session)
                 if clock.monotonic() - beat > self.settings.heartbeat:
                     beat = clock.monotonic()
-                    renew_all(self.session, claims, self.settings.lease)
+                    renew(
+                        self.session, list(hands.in_hand.values()), self.settings.lease,
+                        is_in_hand=hands.holds, interrupt=hands.interrupt,
+                    )  # fmt: skip
         except BaseException as error:
             desk.give_up(error)
             raise
@@ -217,15 +227,12 @@ def note_callback_error(alias: str, claim: Claim, error: BaseException) -> None:
     )
 
 
-def renew_all(session: Session, claims: list[Claim], lease: float) -> None:
-    """Renew every lease still wanted; note which are lost."""
-    sent = clock.monotonic()
-    ours = session.committed(
-        lambda s: leases.renew(s, [c for c in claims if c.revoked is None], lease)
-    )
-    for claim in claims:
-        if claim.job_id in ours:
-            claim.deadline = sent + lease * 0.9
+def _look_again(recorder: DirectRecorder, claim: Claim) -> None:
+    """Hear of commands that were given while the jobs before this one ran."""
+    status = recorder.status_of(claim)
+    if status is None:
+        claim.revoked = claim.revoked or "canceled"
+    claim.is_halted = status == Status.PAUSED
 
 
 class CallingLoop:
@@ -241,8 +248,11 @@ class CallingLoop:
 class Heartbeats:
     """Renews leases from a thread with its own connection while the calling thread runs handlers."""
 
-    def __init__(self, alias: str, claims: list[Claim], *, off: bool) -> None:
+    def __init__(
+        self, alias: str, claims: list[Claim], running: dict[UUID, Execution], *, off: bool
+    ) -> None:
         self._alias = alias
+        self._running = running
         self._claims = claims
         self._off = off or not claims
         self._stop = threading.Event()
@@ -261,6 +271,14 @@ class Heartbeats:
         settings = conf.get()
         try:
             while not self._stop.wait(settings.heartbeat):
-                renew_all(Session(self._alias), self._claims, settings.lease)
+                renew(
+                    Session(self._alias), self._claims, settings.lease,
+                    is_in_hand=lambda claim: claim.job_id in self._running, interrupt=self._interrupt,
+                )  # fmt: skip
         finally:
             connections.close_all()
+
+    def _interrupt(self, claim: Claim) -> None:
+        running = self._running.get(claim.job_id)
+        if running is not None:
+            running.interrupt()
