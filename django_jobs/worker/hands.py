@@ -176,7 +176,9 @@ class Hands:
         return self.in_hand.get(claim.job_id) is claim
 
     def drop(self, claim: Claim) -> None:
-        self.in_hand.pop(claim.job_id, None)
+        """Forget this claim, and not a later one of the same job that came with the same answer."""
+        if self.holds(claim):
+            del self.in_hand[claim.job_id]
 
     def later(self, function: Callable[..., Any], *args: Any) -> Future[None]:
         """Run something small after an outcome is stored, outside of the database thread."""
