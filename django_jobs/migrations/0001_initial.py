@@ -208,6 +208,15 @@ class Migration(migrations.Migration):
             },
         ),
         migrations.CreateModel(
+            name='KeyLock',
+            fields=[
+                ('number', models.PositiveIntegerField(primary_key=True, serialize=False)),
+            ],
+            options={
+                'default_permissions': (),
+            },
+        ),
+        migrations.CreateModel(
             name='RateStart',
             fields=[
                 ('id', models.BigAutoField(primary_key=True, serialize=False)),

@@ -3,7 +3,7 @@
 from django_jobs.models.catalogue import Queue, Task, Worker
 from django_jobs.models.history import Event, HistoryEntry
 from django_jobs.models.job import Job, WorkflowRun
-from django_jobs.models.limits import IdempotencyKey, Permit, RateStart
+from django_jobs.models.limits import IdempotencyKey, KeyLock, Permit, RateStart
 from django_jobs.models.schedule import Callback, OutboxMessage, Schedule, SeenSignature, Tick
 from django_jobs.models.step import Attempt, LogLine, TaskStatus
 
@@ -14,6 +14,7 @@ __all__ = [
     "HistoryEntry",
     "IdempotencyKey",
     "Job",
+    "KeyLock",
     "LogLine",
     "OutboxMessage",
     "Permit",

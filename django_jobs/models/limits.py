@@ -31,6 +31,22 @@ class Permit(models.Model):
         return f"{self.key_name} #{self.number}"
 
 
+class KeyLock(models.Model):
+    """A row to lock until the end of a transaction, where the database has no lock of that kind.
+
+    Used on MySQL and MariaDB only: their GET_LOCK belongs to the session. There are a few thousand
+    of these rows at most.
+    """
+
+    number = models.PositiveIntegerField(primary_key=True)
+
+    class Meta:
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return str(self.number)
+
+
 class RateStart(models.Model):
     """One start that counts against a sliding window."""
 

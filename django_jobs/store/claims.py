@@ -113,16 +113,25 @@ CLAIMABLE = (
     "{job}.status = 'pending' AND {job}.gate = 'open' AND {job}.due_at <= {now} "
     "AND ({job}.lease_expires_at IS NULL OR {job}.lease_expires_at < {now})"
 )
-# From the second claim on, the claim itself is a history entry; the first one is derived.
+# From the second claim on, the claim itself is a history entry; the first one is derived. The fence
+# comes last: MySQL lets an assignment see those before it.
 TAKE = """
-UPDATE {job} SET status = 'running', fence = {job}.fence + 1, worker = %(worker)s,
+UPDATE {job} SET status = 'running', worker = %(worker)s,
        lease_expires_at = {after(lease)}, started_at = COALESCE({job}.started_at, {now}),
-       history_length = {job}.history_length + CASE WHEN {job}.fence > 0 THEN 1 ELSE 0 END
+       history_length = {job}.history_length + CASE WHEN {job}.fence > 0 THEN 1 ELSE 0 END,
+       fence = {job}.fence + 1
+"""
+LANE = "queue_name, slug, version, runner, key_limit, rate_hash"
+NEXT_LANE = f"""
+SELECT lane, {LANE} FROM {{job}} {{index(claim)}}
+ WHERE status = 'pending' AND gate = 'open' AND lane > %(lane)s ORDER BY lane LIMIT 1
 """
 
 
 def lanes(session: Session) -> list[Lane]:
     """The lanes that hold ready jobs, by jumping from lane to lane through the claim's index."""
+    if session.vendor == "mysql":
+        return _lanes_one_by_one(session)
     rows = session.rows(
         """
         WITH RECURSIVE found(lane) AS (
@@ -138,10 +147,19 @@ def lanes(session: Session) -> list[Lane]:
              WHERE k.status = 'pending' AND k.gate = 'open' AND k.lane = found.lane LIMIT 1)
         """
     )
-    return [
-        Lane(row[0], row[1], row[2], row[3], row[4], row[5] is not None or row[6] is not None)
-        for row in rows
-    ]
+    return [_lane(row) for row in rows]
+
+
+def _lanes_one_by_one(session: Session) -> list[Lane]:
+    """MySQL reads its index from the start for each lane of a recursion; a jump of its own does not."""
+    found: list[Lane] = []
+    while row := session.one(NEXT_LANE, lane=found[-1].lane if found else -(1 << 63)):
+        found.append(_lane(row))
+    return found
+
+
+def _lane(row: tuple[Any, ...]) -> Lane:
+    return Lane(row[0], row[1], row[2], row[3], row[4], row[5] is not None or row[6] is not None)
 
 
 def open_gates(session: Session, limit: int = 1000) -> int:
@@ -234,7 +252,7 @@ def _take_in_order(
         picked = [job_id for _, job_id in _candidates(session, usable, limit - len(claims))]
         if not picked:
             break
-        if session.vendor == "sqlite" and not any(lane.limited for lane in usable):
+        if session.vendor != "postgresql" and not any(lane.limited for lane in usable):
             claims += _take_listed(session, picked, worker=worker, lease=lease)
             break
         claims += take(session, picked, worker=worker, lease=lease)
@@ -244,12 +262,12 @@ def _take_in_order(
 def _take_listed(
     session: Session, job_ids: Sequence[UUID], *, worker: UUID, lease: float
 ) -> list[Claim]:
-    """SQLite, no permits needed: all by one statement, each row by its own compare-and-set."""
+    """No permits needed: all by one statement, each row by its own compare-and-set."""
     if not job_ids:
         return []
     rows = session.rows(
-        f"{TAKE} WHERE id IN (SELECT value FROM json_each(%(ids)s)) AND {CLAIMABLE} RETURNING {RETURNED}",
-        ids=jsonvalues.dumps([job_id.hex for job_id in job_ids], what="ids"), worker=worker, lease=lease,
+        f"{TAKE} WHERE id {{among(ids)}} AND {CLAIMABLE} RETURNING {RETURNED}",
+        ids=list(job_ids), worker=worker, lease=lease,
     )  # fmt: skip
     return _note_again(session, taken_directly(session, rows, worker))
 
@@ -271,7 +289,8 @@ def _candidates(
     found: list[tuple[tuple[Any, ...], UUID]] = []
     for lane in usable:
         rows = session.rows(
-            f"SELECT precedence, turn, due_at, id FROM {{job}} WHERE lane = %(lane)s AND {CLAIMABLE} "
+            "SELECT precedence, turn, due_at, id FROM {job} {index(claim)} "
+            f"WHERE lane = %(lane)s AND {CLAIMABLE} "
             "ORDER BY precedence, turn, due_at, id LIMIT %(limit)s {skip_locked}",
             lane=lane.lane,
             limit=limit,

@@ -259,7 +259,8 @@ def reset_failed_steps(session: Session, job_ids: list[UUID]) -> int:
     rows = session.rows(
         "SELECT s.id, s.job_id, s.step_id, EXISTS (SELECT 1 FROM {taskstatus} later "
         "WHERE later.job_id = s.job_id AND later.id > s.id AND later.started_at >= s.finished_at "
-        "AND SUBSTR(later.step_id, 1, LENGTH(s.step_id) + 1) <> s.step_id || '/') "
+        "AND NOT (SUBSTR(later.step_id, 1, LENGTH(s.step_id)) = s.step_id "
+        "AND SUBSTR(later.step_id, LENGTH(s.step_id) + 1, 1) = '/')) "
         "FROM {taskstatus} s WHERE s.job_id {among(ids)} AND s.status = 'failed'",
         ids=job_ids,
     )

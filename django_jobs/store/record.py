@@ -25,6 +25,7 @@ from django_jobs.outcomes import (
 )
 from django_jobs.store import history, jobs, permits
 from django_jobs.store.claims import Claim
+from django_jobs.store.dialects.mysql import portions
 from django_jobs.store.session import Session
 from django_jobs.store.steps import Answer, StepWrite, dump_error, write_steps
 
@@ -204,10 +205,37 @@ def _complete_plain(session: Session, items: Sequence[Finish]) -> set[UUID]:
         )
         return {session.dialect.uuid(row[0]) for row in rows}  # type: ignore[misc]
     return {
-        item.claim.job_id
-        for item in items
-        if _complete(session, item.claim, item.outcome)  # type: ignore[arg-type]
+        job_id
+        for portion in portions([_completed(item) for item in items])
+        for job_id in _complete_rows(session, portion)
     }
+
+
+def _completed(item: Finish) -> dict[str, Any]:
+    output = item.outcome.output  # type: ignore[union-attr]
+    return {"id": item.claim.job_id, "fence": item.claim.fence, "output": output}
+
+
+def _complete_rows(session: Session, items: list[dict[str, Any]]) -> set[UUID]:
+    """MySQL: lock the rows that are ours, then complete these."""
+    uuid = session.dialect.uuid
+    locked = session.rows(
+        "SELECT id, fence FROM {job} WHERE id {among(ids)} AND status = 'running' FOR UPDATE",
+        ids=[item["id"] for item in items],
+    )
+    ours = {(uuid(row[0]), row[1]) for row in locked}
+    done = [item for item in items if (item["id"], item["fence"]) in ours]
+    if not done:
+        return set()
+    outputs = " ".join(f"WHEN %(id_{n})s THEN {{json(output_{n})}}" for n in range(len(done)))
+    session.run(
+        f"UPDATE {{job}} SET status = 'completed', output = CASE id {outputs} END, error = NULL, "
+        "attempts = attempts + 1, finished_at = {now}, lease_expires_at = NULL, deadline_at = NULL "
+        "WHERE id {among(ids)}",
+        ids=[item["id"] for item in done],
+        **{f"{name}_{n}": item[name] for n, item in enumerate(done) for name in ("id", "output")},
+    )
+    return {item["id"] for item in done}
 
 
 def _complete(session: Session, claim: Claim, outcome: Completed) -> int:

@@ -87,6 +87,12 @@ class Session:
         self._cursor().executemany(statement.sql, bound)
 
     def _execute(self, template: str, params: Mapping[str, Any]) -> Any:
+        if not self.dialect.has_returning:
+            return self.dialect.execute(self, template, params)
+        return self.execute(template, params)
+
+    def execute(self, template: str, params: Mapping[str, Any]) -> Any:
+        """Run a statement as it is; the cursor."""
         statement = self.dialect.compile(template)
         cursor = self._cursor()
         bound = self.dialect.params(statement, params)

@@ -12,6 +12,7 @@ from django_jobs import clock, jsonvalues
 from django_jobs.errors import ErrorDict
 from django_jobs.lifecycle import DRIVEN, AttemptStatus, StepStatus
 from django_jobs.store.claims import Claim
+from django_jobs.store.dialects.mysql import conditional, numbered, portions
 from django_jobs.store.session import Session
 
 Answer = Literal["written", "paused", "lost"]
@@ -68,12 +69,7 @@ def write_steps(session: Session, steps: Sequence[StepWrite]) -> list[Answer]:
     """
     if not steps:
         return []
-    if session.vendor in ("postgresql", "sqlite"):
-        statuses = _write_listed(session, steps)
-    else:
-        statuses = {}
-        for step in steps:
-            statuses |= _write_listed(session, [step])
+    statuses = _write_listed(session, steps)
     for step in steps:
         if step.error is not None and answer(step, statuses) == "written":
             _note_failed_try(session, step)
@@ -97,6 +93,8 @@ def _write_listed(session: Session, steps: Sequence[StepWrite]) -> Statuses:
     uuid = session.dialect.uuid
     if session.vendor == "postgresql":
         return statuses_of(session.rows(RECORD_POSTGRESQL, **listed_params(steps)))
+    if session.vendor == "mysql":
+        return _write_rows(session, steps)
     rows = session.rows(OWNED_SQLITE, **listed_params(steps))
     ours = {(uuid(job_id), fence): status for job_id, fence, status in rows}
     written = [step for step in _last_of_each(steps) if answer(step, ours) == "written"]  # type: ignore[arg-type]
@@ -104,6 +102,35 @@ def _write_listed(session: Session, steps: Sequence[StepWrite]) -> Statuses:
         params = listed_params(written)
         session.run(RECORD_SQLITE, **params, **_moments(session, written))
     return ours  # type: ignore[return-value]
+
+
+def _write_rows(session: Session, steps: Sequence[StepWrite]) -> Statuses:
+    """MySQL: lock the jobs, then write the steps of those that are ours."""
+    uuid = session.dialect.uuid
+    rows = session.rows(
+        "SELECT id, fence, status FROM {job} WHERE id {among(ids)} AND lease_expires_at IS NOT NULL FOR UPDATE",
+        ids=list({step.claim.job_id for step in steps}),
+    )  # fmt: skip
+    found = {(uuid(job_id), fence): status for job_id, fence, status in rows}
+    ours: Statuses = {key: status for key, status in found.items() if key[0] is not None}  # type: ignore[misc]
+    written = [step for step in _last_of_each(steps) if answer(step, ours) == "written"]
+    for again in (False, True):
+        same = [
+            {**_values(step), "wake_moment": step.wake_at}
+            for step in written
+            if step.again == again
+        ]
+        for portion in portions(same):
+            values = ", ".join(numbered(ROW_MYSQL, n) for n in range(len(portion)))
+            bound = {
+                f"{name}_{n}": value for n, one in enumerate(portion) for name, value in one.items()
+            }
+            session.run(
+                f"INSERT INTO {{taskstatus}} ({_COLUMNS}) VALUES {values} "
+                f"ON DUPLICATE KEY UPDATE {UPSERT_MYSQL['TRUE' if again else NOT_COMPLETED]}",
+                **bound,
+            )
+    return ours
 
 
 def listed_params(steps: Sequence[StepWrite]) -> dict[str, Any]:
@@ -188,6 +215,19 @@ RECORD_SQLITE = f"""
         SELECT 1 FROM json_each(%(listed)s) r WHERE {_field("again")} AND {_field("job")} = excluded.job_id
            AND {_field("step_key")} = excluded.step_key)
 """
+
+
+NOT_COMPLETED = "{taskstatus}.status <> 'completed'"
+_SETS = _UPSERT.partition("DO UPDATE SET ")[2]
+UPSERT_MYSQL = {
+    condition: conditional(_SETS, condition, last="status") for condition in (NOT_COMPLETED, "TRUE")
+}
+ROW_MYSQL = (
+    "(%(job)s, %(step_key)s, %(step_id)s, %(slug)s, %(kind)s, %(parent_key)s, %(status)s, {json(input)}, "
+    "{json(output)}, {json(error)}, %(total_tried)s, %(failures)s, %(fence)s, %(worker)s, %(done_no)s, "
+    "COALESCE({moment(wake_moment)}, {after(wake_after)}), %(event_name)s, %(child)s, {now}, "
+    "CASE WHEN %(ended)s THEN {now} END)"
+)
 
 
 def _moments(session: Session, steps: Sequence[StepWrite]) -> dict[str, Any]:

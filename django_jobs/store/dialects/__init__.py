@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from django_jobs.errors import ConfigurationError
 from django_jobs.store.dialects.base import Dialect
+from django_jobs.store.dialects.mysql import MySQL
 from django_jobs.store.dialects.postgresql import PostgreSQL
 from django_jobs.store.dialects.sqlite import SQLite
 
-DIALECTS: dict[str, Dialect] = {"postgresql": PostgreSQL(), "sqlite": SQLite()}
+DIALECTS: dict[str, Dialect] = {
+    "postgresql": PostgreSQL(),
+    "sqlite": SQLite(),
+    "mysql": MySQL(),
+}
 
 
 def dialect_of(vendor: str) -> Dialect:
@@ -16,6 +21,6 @@ def dialect_of(vendor: str) -> Dialect:
         return DIALECTS[vendor]
     except KeyError:
         raise ConfigurationError(
-            f"django_jobs does not run on {vendor!r}. Keep its tables on PostgreSQL or SQLite "
-            'and name that database in DJANGO_JOBS["DATABASE"].'
+            f"django_jobs does not run on {vendor!r}. Keep its tables on PostgreSQL, MariaDB, "
+            'MySQL or SQLite and name that database in DJANGO_JOBS["DATABASE"].'
         ) from None

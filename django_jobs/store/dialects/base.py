@@ -15,7 +15,7 @@ from django_jobs import clock
 _TOKEN = re.compile(r"\{(\w+)(?:\(([\w.]+)\))?\}")
 TABLES = (
     "job taskstatus attempt logline historyentry event task queue worker permit ratestart idempotencykey "
-    "schedule tick outboxmessage seensignature callback"
+    "schedule tick outboxmessage seensignature callback keylock"
 ).split()
 
 
@@ -34,7 +34,8 @@ class Dialect:
     Statements are written once with tokens: ``{job}`` is a table, ``{now}`` the moment,
     ``{after(delay)}`` the moment plus the bound seconds ``delay``, ``{json(x)}`` a bound JSON text,
     ``{text(column)}`` a JSON column read as text, ``{among(ids)}`` the comparison with a bound list,
-    ``{skip_locked}`` the locking clause.
+    ``{index(claim)}`` the index to read where the database has to be told, ``{skip_locked}`` the
+    locking clause.
     """
 
     vendor = ""
@@ -65,6 +66,8 @@ class Dialect:
                 return self.text(argument or "")
             case "among":
                 return self.among(f"%({argument})s")
+            case "index":
+                return self.index(argument or "")
             case "skip_locked" | "lock_rows" | "insert_ignore" | "ignore_conflict":
                 return str(getattr(self, name))
         raise KeyError(f"Unknown token {{{name}}}.")
@@ -100,6 +103,10 @@ class Dialect:
         """What follows a column to compare it with each of a bound list."""
         return f"= ANY ({value})"
 
+    def index(self, name: str) -> str:
+        """What follows a table so that the index ``django_jobs_by_<name>`` is read."""
+        return ""
+
     def json_with(self, column: str, key: str, value: str) -> str:
         """A JSON object column (NULL = empty) with ``key`` set to the SQL ``value``."""
         return f"json_set(COALESCE({column}, json_object()), '$.{key}', {value})"
@@ -130,6 +137,14 @@ class Dialect:
     def transaction_limits(self, seconds: float) -> list[str]:
         """Statements that bound the open transaction; they end with it."""
         return []
+
+    def transaction_limits_end(self) -> list[str]:
+        """Statements that lift :meth:`transaction_limits` where they outlast the transaction."""
+        return []
+
+    def execute(self, session: Any, template: str, params: Mapping[str, Any]) -> Any:
+        """Run a statement of the engine; a cursor. For a database without RETURNING."""
+        return session.execute(template, params)
 
     def lock_name(self, session: Any, number: int) -> None:
         """Let one transaction at a time pass for ``number``, until its end."""
