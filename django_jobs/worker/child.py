@@ -300,15 +300,15 @@ class Child:
     def _concluded(self, claim: Claim, prepared: Execution | Outcome, outcome: Outcome) -> None:
         """An executing thread is done with a claim: put its outcome on the desk."""
         if isinstance(outcome, Lost):
-            # Its permit, if it has one, ends with the handler.
-            self.desk.finish(Finish(claim, Lost()), lambda _: self._drop(claim))
             delegated = outcome.detail.get("delegated")
             if delegated is not None:
                 self.report += RunReport(failed=int(delegated.failed))
                 self.intake.look_soon()
                 self._dry = False
-                return
-            say_lost(claim)
+            else:
+                say_lost(claim)
+            # Its permit, if it has one, ends with the handler.
+            self.desk.finish(Finish(claim, Lost()), lambda _: self._drop(claim))
             return
 
         def told(answer: str) -> None:
