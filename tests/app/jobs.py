@@ -285,3 +285,16 @@ def each(marks: str) -> None:
 @task
 def whoami() -> int:
     return os.getpid()
+
+
+@task
+def dawdle(marks: str, word: str) -> None:
+    """A job of some 10 ms that leaves one line."""
+    note(marks, word)
+    time.sleep(0.01)
+
+
+@workflow
+def three_marks(run: WorkflowContext, marks: str, word: str) -> None:
+    for step in ("a", "b", "c"):
+        run.task(step, dawdle, marks=marks, word=f"{word} {step}")

@@ -110,13 +110,18 @@ def _can_write() -> bool:
 class RunJobs:
     """One ``manage.py runjobs``; its supervisor and its children form a process group."""
 
-    def __init__(self, log: Path, *arguments: object, **settings: Any) -> None:
+    def __init__(
+        self, log: Path, *arguments: object, database: dict[str, Any] | None = None, **settings: Any
+    ) -> None:
         self.log = log
+        env = subprocess_env(TEST_JOBS=json.dumps({**QUICK, **settings}))
+        if database is not None:
+            env["TEST_DB"] = json.dumps(database)
         with log.open("wb") as output:
             self.process = subprocess.Popen(
                 [sys.executable, str(ROOT / "manage.py"), "runjobs", *map(str, arguments)],
                 cwd=ROOT,
-                env=subprocess_env(TEST_JOBS=json.dumps({**QUICK, **settings})),
+                env=env,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
