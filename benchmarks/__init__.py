@@ -1,0 +1,1 @@
+"""Measurements of django_jobs beside its peers: ``python -m benchmarks``."""
