@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -250,33 +251,54 @@ def _cancel_below(session: Session, order: Order, canceled: list[UUID]) -> None:
 # --- retry ------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class FailedStep:
+    id: int
+    job_id: UUID
+    step_id: str
+    started_at: datetime
+    finished_at: datetime
+
+
 def reset_failed_steps(session: Session, job_ids: list[UUID]) -> int:
     """Give the failed steps of these runs a whole new budget; return how many.
 
-    A failure that the run's own code caught stays: what ran since was built upon it. Caught is one
-    after which another step was started, unless the job's error names it.
+    A failure that the run's own code caught stays as it is, for what ran since was built upon it:
+    one that ended before the step was begun that the job's error names.
     """
+    time, uuid = session.dialect.time, session.dialect.uuid
     rows = session.rows(
-        "SELECT s.id, s.job_id, s.step_id, EXISTS (SELECT 1 FROM {taskstatus} later "
-        "WHERE later.job_id = s.job_id AND later.id > s.id AND later.started_at >= s.finished_at "
-        "AND NOT (SUBSTR(later.step_id, 1, LENGTH(s.step_id)) = s.step_id "
-        "AND SUBSTR(later.step_id, LENGTH(s.step_id) + 1, 1) = '/')) "
-        "FROM {taskstatus} s WHERE s.job_id {among(ids)} AND s.status = 'failed'",
+        "SELECT id, job_id, step_id, started_at, finished_at FROM {taskstatus} "
+        "WHERE job_id {among(ids)} AND status = 'failed' ORDER BY id",
         ids=job_ids,
     )
     if not rows:
         return 0
     named = _named_by_error(session, job_ids)
-    uuid = session.dialect.uuid
+    failed: dict[UUID, list[FailedStep]] = {}
+    for row in rows:
+        step = FailedStep(row[0], uuid(row[1]), row[2], time(row[3]), time(row[4]))  # type: ignore[arg-type]
+        failed.setdefault(step.job_id, []).append(step)
     chosen = [
-        row[0]
-        for row in rows
-        if not row[3] or _is_related(row[2], named.get(uuid(row[1])))  # type: ignore[arg-type]
+        step.id for job_id, steps in failed.items() for step in _to_reset(steps, named.get(job_id))
     ]
     return session.run(
         "UPDATE {taskstatus} SET status = 'pending', failures = 0, finished_at = NULL WHERE id {among(ids)}",
         ids=chosen,
     )
+
+
+def _to_reset(steps: list[FailedStep], named: str | None) -> list[FailedStep]:
+    at_fault = next((step for step in steps if step.step_id == named), None)
+    if at_fault is None:
+        return steps
+    return [
+        step
+        for step in steps
+        if step.id >= at_fault.id
+        or step.finished_at > at_fault.started_at
+        or _is_related(step.step_id, at_fault.step_id)
+    ]
 
 
 def _named_by_error(session: Session, job_ids: list[UUID]) -> dict[UUID, str]:
@@ -293,10 +315,8 @@ def _named_by_error(session: Session, job_ids: list[UUID]) -> dict[UUID, str]:
     }
 
 
-def _is_related(step_id: str, named: str | None) -> bool:
+def _is_related(step_id: str, named: str) -> bool:
     """Whether a step is the named one, or around or within it."""
-    if named is None:
-        return False
     return f"{named}/".startswith(f"{step_id}/") or step_id.startswith(f"{named}/")
 
 

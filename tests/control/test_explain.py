@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -184,15 +185,19 @@ def test_a_finished_job_says_what_can_be_done(
 def test_a_job_past_its_expiry_says_so() -> None:
     worker()
     job = jobs.add.using(expires=60).enqueue(a=1, b=2)
-    clock.travel(timedelta(seconds=30))
+    clock.travel(timedelta(seconds=10))
     assert names(job) == []
-    clock.travel(timedelta(seconds=31))
+    clock.travel(timedelta(seconds=51))
     Job.objects.filter(pk=job.pk).update(status=Status.PENDING)
     worker()
     assert names(job) == ["expired"]
 
 
-async def test_explain_has_an_async_twin() -> None:
-    job = Job(pk=uuid4())
-    with pytest.raises(Job.DoesNotExist):
-        await job.aexplain()
+@pytest.mark.django_db(transaction=True)
+def test_explain_has_an_async_twin() -> None:
+    job = make(Status.PAUSED, "task")
+
+    async def ask() -> str:
+        return str(await job.aexplain())
+
+    assert "resume() opens it." in asyncio.run(ask())
