@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -142,3 +144,21 @@ def test_jobs_that_wait_for_a_permit_do_not_fill_a_batch() -> None:
     report = run_jobs(limit=5)
     free.refresh_from_db()
     assert (free.status, report.completed, report.blocked) == ("completed", 2, 14)
+
+
+def test_a_job_that_was_not_started_in_time_expires(jobs_clock: Any) -> None:
+    jobs_clock.travel(timedelta(0))
+    job = jobs.add.using(expires=60).enqueue(a=1, b=1)
+    jobs_clock.travel(timedelta(seconds=61))
+    assert run_jobs().completed == 0
+    job.refresh_from_db()
+    assert (job.status, job.error["code"]) == ("canceled", "expired")
+
+
+def test_what_would_have_no_effect_yet_is_refused() -> None:
+    from django_jobs import ConfigurationError, InvalidInput
+
+    with pytest.raises(ConfigurationError, match="not in this release"):
+        task("test.limited", rate_limit="1/m")(lambda: None)
+    with pytest.raises(InvalidInput, match="not in this release"):
+        jobs.add.using(debounce=3)

@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
 from django_jobs.definitions.retry import Retry
+from django_jobs.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from django_jobs.models import Job
@@ -107,6 +108,11 @@ class Context:
         self._driver.heartbeat()
 
 
+def _refuse_compensation(compensate: Any) -> None:
+    if compensate is not None:
+        raise ConfigurationError("compensate= is not in this release: it would have no effect.")
+
+
 class StepMethods(Context):
     """The step methods. In an ``async def`` handler each returns an awaitable."""
 
@@ -127,6 +133,7 @@ class StepMethods(Context):
         A completed step is not run again: its stored output is returned. Raises JobFailed once the
         step's retries are used up, on every later pass too; DuplicateStepId; UnknownTask.
         """
+        _refuse_compensation(compensate)
         return self._driver.step(
             StepCall(id, target, args, kwargs, False, retries, timeout, transactional, compensate)
         )
@@ -143,6 +150,7 @@ class StepMethods(Context):
         compensate: Any = None,
     ) -> Any:
         """Run a function without a registered task as the step ``id``; its output is stored as JSON."""
+        _refuse_compensation(compensate)
         return self._driver.step(
             StepCall(id, function, (), {}, True, retries, timeout, transactional, compensate)
         )
@@ -154,6 +162,7 @@ class StepMethods(Context):
             for name in ("retries", "timeout", "transactional", "compensate")
             if name in kwargs
         }
+        _refuse_compensation(options.get("compensate"))
         return StepCall(id, target, args, kwargs, False, **options)
 
     def gather(self, *calls: StepCall) -> Any:

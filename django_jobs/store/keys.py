@@ -93,6 +93,18 @@ def drop(session: Session, job_id: UUID, holder: UUID) -> None:
     _cancel(session, job_id, "canceled", f"Dropped: its concurrency key is taken by job {holder}.")
 
 
+EXPIRED = "expires_at <= {now} AND finished_at IS NULL AND started_at IS NULL AND status IN ('pending', 'paused')"
+
+
+def expire(session: Session, limit: int = 500) -> int:
+    """Cancel jobs that were not started in time; return how many."""
+    rows = session.rows(
+        f"SELECT id FROM {{job}} WHERE {EXPIRED} LIMIT %(limit)s {{lock_rows}}", limit=limit
+    )
+    message = "Expired: it was not started in time."
+    return sum(_cancel(session, session.dialect.uuid(row[0]), "expired", message) for row in rows)
+
+
 def _cancel(
     session: Session, job_id: UUID | None, code: str, message: str, successor: UUID | None = None
 ) -> int:

@@ -34,7 +34,7 @@ def register(
 class Pulse:
     """What a worker learns with its heartbeat, so that an idle one needs no other statement."""
 
-    #: A lease has ended, a permit may be free for a job that waits for one.
+    #: A lease or the time to start a job has ended; a permit may be free for a job that waits for one.
     expired: bool
     gated: bool
     #: A job is ready to be claimed, or the first that waits for its time is due in so many seconds.
@@ -44,7 +44,9 @@ class Pulse:
 
 _BEAT = "UPDATE {worker} SET heartbeat_at = {now}, jobs_in_hand = %(jobs)s, memory = %(memory)s WHERE id = %(id)s"
 _LOOK = """
-    SELECT EXISTS (SELECT 1 FROM {job} WHERE lease_expires_at < {now}),
+    SELECT EXISTS (SELECT 1 FROM {job} WHERE lease_expires_at < {now})
+               OR EXISTS (SELECT 1 FROM {job} WHERE expires_at <= {now} AND finished_at IS NULL
+                             AND started_at IS NULL AND status IN ('pending', 'paused')),
            EXISTS (SELECT 1 FROM {job} WHERE key_hash IS NOT NULL AND finished_at IS NULL
                                          AND status = 'pending' AND gate = 'permit'),
            EXISTS (SELECT 1 FROM {job} WHERE status = 'pending' AND gate = 'open'),

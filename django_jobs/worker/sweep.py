@@ -6,7 +6,7 @@ import logging
 from uuid import UUID
 
 from django_jobs import conf
-from django_jobs.store import leases, permits
+from django_jobs.store import keys, leases, permits
 from django_jobs.store.leases import Expired
 from django_jobs.store.session import Session
 
@@ -26,6 +26,7 @@ def sweep(session: Session, *, only: UUID | None = None) -> int:
         if not moved or len(page) < PAGE:
             break
     if only is None:
+        session.committed(keys.expire)
         session.committed(permits.let_in_where_free)
     return taken
 
