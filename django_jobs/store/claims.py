@@ -111,7 +111,8 @@ RETURNED = (
 )
 CLAIMABLE = (
     "{job}.status = 'pending' AND {job}.gate = 'open' AND {job}.due_at <= {now} "
-    "AND ({job}.lease_expires_at IS NULL OR {job}.lease_expires_at < {now})"
+    "AND ({job}.lease_expires_at IS NULL OR {job}.lease_expires_at < {now}) "
+    "AND ({job}.expires_at IS NULL OR {job}.expires_at > {now} OR {job}.started_at IS NOT NULL)"
 )
 # From the second claim on, the claim itself is a history entry; the first one is derived. The fence
 # comes last: MySQL lets an assignment see those before it.
