@@ -56,7 +56,7 @@ def check_time_zones(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> 
 def check_database(
     app_configs: Sequence[AppConfig] | None, databases: Sequence[str] | None = None, **kwargs: Any
 ) -> list[CheckMessage]:
-    """django_jobs.E004, W001: the database that holds the jobs."""
+    """django_jobs.E004 to E006, W001: the database that holds the jobs."""
     from django_jobs.store.dialects import DIALECTS
     from django_jobs.store.session import engine_alias
 
@@ -75,6 +75,8 @@ def check_database(
                 id="django_jobs.E004",
             )
         ]
+    if connection.vendor == "mysql":
+        return _check_mysql(connection, alias)
     mode = connection.settings_dict.get("OPTIONS", {}).get("transaction_mode")
     if connection.vendor == "sqlite" and str(mode).upper() != "IMMEDIATE":
         return [
@@ -86,3 +88,42 @@ def check_database(
             )
         ]
     return []
+
+
+def _check_mysql(connection: Any, alias: str) -> list[CheckMessage]:
+    found: list[CheckMessage] = []
+    fault = server_fault(connection.mysql_is_mariadb, connection.mysql_version)
+    if fault is not None:
+        message, hint = fault
+        found.append(Error(f"{message} (database {alias!r}).", hint=hint, id="django_jobs.E005"))
+    with connection.cursor() as cursor:
+        name = "tx_isolation" if connection.mysql_is_mariadb else "transaction_isolation"
+        cursor.execute(f"SELECT @@{name}")
+        [level] = cursor.fetchone()
+    if level != "READ-COMMITTED":
+        found.append(
+            Error(
+                f"The transactions of database {alias!r} are {level}: workers would lock each other out and read "
+                "old rows.",
+                hint=f'Leave OPTIONS["isolation_level"] of the database {alias!r} at "read committed", Django\'s default.',
+                id="django_jobs.E006",
+            )
+        )
+    return found
+
+
+def server_fault(is_mariadb: bool, version: tuple[int, ...]) -> tuple[str, str] | None:
+    """What is wrong with a server of this version, and the remedy; None where it serves."""
+    shown = ".".join(map(str, version))
+    if not is_mariadb:
+        if version >= (8, 0, 11):
+            return None
+        return f"MySQL {shown} is too old", "Use MySQL 8.0.11 or newer."
+    if version < (10, 6):
+        return f"MariaDB {shown} is too old", "Use MariaDB 10.6 or newer; it can skip locked rows."
+    if (10, 7) <= version < (10, 10, 6) or (10, 11) <= version < (10, 11, 5):
+        return (
+            f"MariaDB {shown} sorts version 7 UUIDs wrongly, so that jobs would run out of order",
+            "Use MariaDB 10.6, 10.10.6, 10.11.5 or newer.",
+        )
+    return None

@@ -155,13 +155,30 @@ class Session:
             raise
         return [cursor.fetchall() for cursor in cursors]
 
-    def limit_transaction(self, seconds: float) -> None:
-        """Let the database end the open transaction when it lasts or idles longer than ``seconds``.
+    @contextmanager
+    def limited_transaction(self, seconds: float) -> Iterator[None]:
+        """A transaction of Django's that the database ends when a statement of it, or a pause between
+        two, lasts longer than ``seconds``.
 
         A frozen process that holds a job's row lock would block its own recovery for ever.
         """
-        for sql in self.dialect.transaction_limits(seconds):
-            self._plain(sql)
+        try:
+            with transaction.atomic(using=self.alias):
+                for sql in self.dialect.transaction_limits(seconds):
+                    self._plain(sql)
+                yield
+        finally:
+            self._lift_limits()
+
+    def _lift_limits(self) -> None:
+        """Take back limits that would outlast their transaction."""
+        try:
+            if self.connection.connection is not None:
+                for sql in self.dialect.transaction_limits_end():
+                    self._plain(sql)
+        except Exception:
+            # A lost connection, or one that would keep the limits.
+            self.connection.close()
 
     def _plain(self, sql: str) -> None:
         self._cursor().execute(sql)

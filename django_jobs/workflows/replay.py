@@ -8,8 +8,6 @@ import threading
 from collections.abc import Coroutine
 from typing import Any
 
-from django.db import transaction
-
 from django_jobs import clock, conf, failpoints, jsonvalues
 from django_jobs.definitions.context import StepCall, TaskContext
 from django_jobs.definitions.retry import Retry
@@ -339,8 +337,7 @@ class Replay(Attempt):
         started = clock.monotonic()
         done: StepWrite | None = None
         try:
-            with transaction.atomic(using=session.alias):
-                session.limit_transaction(conf.get().lease * 0.8)
+            with session.limited_transaction(conf.get().lease * 0.8):
                 output = self._dump(step, self._call_of(step, number)())
                 _check_time(step, started)
                 record = self._done(step, number, failures, output)

@@ -135,7 +135,7 @@ class Dialect:
         return "BEGIN"
 
     def transaction_limits(self, seconds: float) -> list[str]:
-        """Statements that bound the open transaction; they end with it."""
+        """Statements that bound the open transaction; see :meth:`transaction_limits_end`."""
         return []
 
     def transaction_limits_end(self) -> list[str]:
