@@ -24,7 +24,7 @@ def make(status: Status, kind: str) -> Job:
     """A job of ``kind`` in ``status``; one that waits, waits for an hour."""
     delay = HOUR if status == Status.PENDING else None
     if kind == "workflow":
-        job = jobs.three_steps.using(delay=delay).enqueue(marks="nowhere")
+        job = jobs.three_steps.using(delay=delay).enqueue(marks="/dev/null")
     else:
         job = jobs.add.using(delay=delay).enqueue(a=1, b=2)
     life = Life(job)

@@ -95,7 +95,7 @@ def test_l4_no_step_starts_under_a_lease_that_may_have_ended(why: str) -> None:
 )
 def test_w1_an_outcome_is_written_whole_or_not_at_all(outcome: Any) -> None:
     """W1: status, history and permit change in one transaction."""
-    job = tasks.visit.enqueue(marks="nowhere")
+    job = tasks.visit.enqueue(marks="/dev/null")
     held = claim(job)
     before = Job.objects.filter(pk=job.pk).values().get()
 

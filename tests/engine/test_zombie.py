@@ -117,7 +117,7 @@ def test_l3_a_zombie_writes_nothing(
     clock.freeze(START)
     session = Session()
     if kind == "workflow":
-        job = jobs.three_steps.enqueue(marks="nowhere")
+        job = jobs.three_steps.enqueue(marks="/dev/null")
     else:
         key = "one-at-a-time" if kind == "keyed task" else None
         job = jobs.echo.using(concurrency_key=key).enqueue(value=1)
@@ -179,7 +179,7 @@ def test_l3_a_zombies_write_in_one_batch_with_its_successors_is_dropped(
     """L3: a process may take back its own lost job while the old thread still runs."""
     clock.freeze(START)
     session = Session()
-    job = jobs.three_steps.enqueue(marks="nowhere")
+    job = jobs.three_steps.enqueue(marks="/dev/null")
     late = take(session)
     clock.travel(timedelta(seconds=LEASE + 1))
     sweep(session)
@@ -198,7 +198,7 @@ def test_l3_steps_of_two_fences_go_in_one_trip_and_only_the_holders_are_kept() -
     """L3: as above on PostgreSQL's way of one round trip."""
     clock.freeze(START)
     session = Session()
-    job = jobs.three_steps.enqueue(marks="nowhere")
+    job = jobs.three_steps.enqueue(marks="/dev/null")
     late = take(session)
     clock.travel(timedelta(seconds=LEASE + 1))
     sweep(session)
@@ -213,7 +213,7 @@ def test_l3_steps_of_two_fences_go_in_one_trip_and_only_the_holders_are_kept() -
 def test_l3_a_zombie_that_waited_for_the_row_writes_nothing(write: str) -> None:
     """L3: the fence is compared with the row as the one who took it back has left it."""
     session = Session()
-    job = jobs.three_steps.enqueue(marks="nowhere")
+    job = jobs.three_steps.enqueue(marks="/dev/null")
     late = take(session)
     [held] = leases.held_by(session, late.worker)
     answers: list[str] = []
