@@ -125,7 +125,9 @@ class Side(common.Side):
         elif kind == "blocked key":
             jobs.holder.enqueue()
             with self.running():
-                while not Job.objects.filter(slug="holder", status="sleeping").exists():
+                while (run := Job.objects.get(slug="holder")).status != "sleeping":
+                    if run.finished_at is not None:
+                        raise common.Missing(f"the key's holder does not sleep: {run.error}")
                     time.sleep(LOOK)
             job = jobs.keyed.enqueue()
         elif kind == "no code":
@@ -200,12 +202,13 @@ class Side(common.Side):
 
     def measure_each(self) -> dict[str, Any]:
         """As :meth:`measure_jobs`; a commit for each outcome is counted, not believed."""
-        result = self.measure_jobs()
-        if result["commits"] < self.count:
-            raise common.Missing(
-                f'acknowledge="each" made {result["commits"]} commits for {self.count} jobs'
-            )
-        return result
+        with self.working():
+            before = self.commits()
+            rate = self.rate(self.count)
+            commits = self.commits() - before
+        if commits < self.count:
+            raise common.Missing(f'acknowledge="each" made {commits} commits for {self.count} jobs')
+        return {"value": rate}
 
 
 if __name__ == "__main__":
