@@ -66,6 +66,12 @@ def statuses_tables() -> Iterator[str]:
         ordered = [f"`{one}`" for one in lifecycle.Status if one in following]
         yield f"| `{status}` | {', '.join(ordered) or 'nothing, it is final'} |"
     yield "\n## What a command does\n"
+    yield from control_tables()
+
+
+def control_tables() -> Iterator[str]:
+    from django_jobs import lifecycle
+
     yield f"| Status | {' | '.join(f'`{command}`' for command in lifecycle.COMMANDS)} |"
     yield "|---" * (len(lifecycle.COMMANDS) + 1) + "|"
     for status in lifecycle.Status:
@@ -88,6 +94,7 @@ TABLES: dict[str, Callable[[], Iterator[str]]] = {
     "settings.md": settings_tables,
     "errors.md": errors_tables,
     "statuses.md": statuses_tables,
+    "../how-to/control.md": control_tables,
 }
 
 
