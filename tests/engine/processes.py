@@ -45,6 +45,17 @@ def eventually(condition: Callable[[], T], what: str, seconds: float = PATIENCE)
         time.sleep(0.02)
 
 
+def business() -> float:
+    """Seconds by which a promise may be late, as the machine is busy with other things now.
+
+    Ten starts of a bare interpreter: about 0.2 s where nothing else runs.
+    """
+    begun = time.monotonic()
+    for _ in range(10):
+        subprocess.run([sys.executable, "-I", "-S", "-c", ""], check=True)
+    return time.monotonic() - begun
+
+
 def in_thread(function: Callable[[], object]) -> threading.Thread:
     """Run ``function`` in a thread that leaves no connection behind."""
 
