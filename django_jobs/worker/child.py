@@ -41,6 +41,7 @@ logger = logging.getLogger("django_jobs.worker")
 #: Seconds between two pulses at most, so that a dead worker is noticed in time.
 LONGEST_PULSE = 4.0
 
+
 class Child:
     """A process that runs jobs until it is told to stop, or nothing is left to do."""
 
