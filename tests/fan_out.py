@@ -1,7 +1,8 @@
 """``pytest`` runs the suite once per database: this process starts one pytest for each.
 
 ``TEST_DATABASE`` names the database of one such run; set by hand it runs that one alone.
-``TEST_REQUIRE=postgresql`` makes it a failure that PostgreSQL cannot be had.
+``TEST_REQUIRE=postgresql`` makes it a failure that PostgreSQL cannot be had. MariaDB takes part where
+``MARIADB_URL`` names one: ``python -m tests.embedded_mariadb -- python -m pytest``.
 """
 
 from __future__ import annotations
