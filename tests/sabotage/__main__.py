@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests import embedded_pg
-from tests.sabotage.damages import DAMAGES, Damage
+from tests.sabotage.damages import DAMAGES, Damage, DoesNotApply
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PARTS = ("django_jobs", "tests", "testproject", "manage.py", "pyproject.toml")
@@ -122,10 +122,10 @@ def verdict(damage: Damage) -> str:
     """Empty when the damage is caught, else why not."""
     with tempfile.TemporaryDirectory(prefix="sabotage-") as folder:
         tree = copy_tree(Path(folder))
-        damage.apply(tree)
         try:
+            damage.apply(tree)
             passed = run_tests(tree, damage.database, [ORDINARY, *damage.tests])
-        except Refused as error:
+        except (DoesNotApply, Refused) as error:
             return str(error)
     if not all(cases_of(ORDINARY, passed)):
         return "not even an ordinary job runs: the damage breaks more than its rule"

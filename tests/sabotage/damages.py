@@ -100,7 +100,7 @@ DAMAGES = [
         [
             Edit(
                 CLAIMS,
-                '"AND ({job}.lease_expires_at IS NULL OR {job}.lease_expires_at < {now})"',
+                '"AND ({job}.lease_expires_at IS NULL OR {job}.lease_expires_at < {now}) "',
                 '""',
             )
         ],
