@@ -50,11 +50,13 @@ class Desk:
         self.lease = lease
         self._entries: deque[Entry] = deque()
         self._call = threading.Event()
+        self._urgent = threading.Event()
 
     # --- for those who execute ----------------------------------------------------------------
 
     def post(self, item: Item) -> None:
         self._entries.append(Entry(item))
+        self._call.set()
 
     def write(self, item: Item) -> Answer:
         return self._submit(item).result()
@@ -65,7 +67,7 @@ class Desk:
     def finish(self, item: Finish, then: Callable[[Answer], None]) -> None:
         """Record an outcome and call ``then`` with the answer, in the database thread."""
         self._entries.append(Entry(item, None, then))
-        self._call.set()
+        self._ring()
 
     def renew(self, claim: Claim) -> bool:
         session = Session(self.alias)
@@ -82,20 +84,29 @@ class Desk:
     def _submit(self, item: Item) -> Future[Answer]:
         done: Future[Answer] = Future()
         self._entries.append(Entry(item, done))
-        self._call.set()
+        self._ring()
         return done
+
+    def _ring(self) -> None:
+        self._urgent.set()
+        self._call.set()
 
     # --- for the one who writes ---------------------------------------------------------------
 
     def wait(self, seconds: float) -> None:
-        """Sleep until something must be written, at most ``seconds``."""
-        if self._entries:
-            seconds = min(seconds, PATIENCE)
-        self._call.wait(seconds)
+        """Sleep until something must be written, at most ``seconds``.
+
+        What was only posted waits a moment for company: the record of a step for the next start.
+        """
+        if not self._entries:
+            self._call.wait(seconds)
         self._call.clear()
+        if self._entries and not self._urgent.is_set():
+            self._urgent.wait(PATIENCE)
+        self._urgent.clear()
 
     def wake(self) -> None:
-        self._call.set()
+        self._ring()
 
     @property
     def is_empty(self) -> bool:
