@@ -162,3 +162,27 @@ def test_what_would_have_no_effect_yet_is_refused() -> None:
         task("test.limited", rate_limit="1/m")(lambda: None)
     with pytest.raises(InvalidInput, match="not in this release"):
         jobs.add.using(debounce=3)
+
+
+@pytest.mark.parametrize("sequential", [True, False])
+def test_signals_tell_of_steps_and_of_the_job(tmp_path: Path, sequential: bool) -> None:
+    from django_jobs import signals
+
+    heard: list[tuple[str, Any]] = []
+
+    def step_ended(sender: Any, job: Job, step: Any, **details: Any) -> None:
+        heard.append((step.step_id, step.status))
+
+    def job_ended(sender: Any, job: Job, **details: Any) -> None:
+        heard.append((job.slug, job.status))
+
+    signals.step_completed.connect(step_ended)
+    signals.job_completed.connect(job_ended)
+    try:
+        jobs.three_steps.enqueue(marks=str(tmp_path / "marks"))
+        run_jobs(sequential=sequential)
+    finally:
+        signals.step_completed.disconnect(step_ended)
+        signals.job_completed.disconnect(job_ended)
+    steps = [(name, "completed") for name in ("first", "second", "third")]
+    assert heard == [*steps, ("three_steps", "completed")]

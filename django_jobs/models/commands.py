@@ -175,7 +175,7 @@ class JobCommands:
     def task_status(self) -> dict[str, dict[str, dict[str, Any]]]:
         """The steps recorded so far: ``job.task_status[slug][step id]`` is a dict of six keys."""
         status: dict[str, dict[str, dict[str, Any]]] = {}
-        for step in self.steps.order_by("id"):  # type: ignore[attr-defined]
+        for step in self.steps.exclude(step_id="").order_by("id"):  # type: ignore[attr-defined]
             status.setdefault(step.slug, {})[step.step_id] = step.as_status()
         return status
 

@@ -8,7 +8,9 @@ import threading
 from collections.abc import Coroutine
 from typing import Any
 
-from django_jobs import clock, conf, failpoints, jsonvalues
+from django.dispatch import Signal
+
+from django_jobs import clock, conf, failpoints, jsonvalues, signals
 from django_jobs.definitions.context import StepCall, TaskContext
 from django_jobs.definitions.retry import Retry
 from django_jobs.definitions.task import Definition
@@ -25,6 +27,7 @@ from django_jobs.errors import (
     RetryLater,
 )
 from django_jobs.lifecycle import StepStatus
+from django_jobs.models import Job, TaskStatus
 from django_jobs.outcomes import (
     Canceled,
     Failed,
@@ -390,7 +393,7 @@ class Replay(Attempt):
         callback = step.definition.on_success if step.definition else None
         if step.transactional:
             pass  # recorded already
-        elif callback is None:
+        elif callback is None and not signals.step_completed.receivers:
             # Committed with the next step's start, the outcome, or after a moment: one commit a step.
             self.recorder.post(done)
         elif await self._io.write(done) == "lost":
@@ -399,7 +402,21 @@ class Replay(Attempt):
         result = self._load(step, done.output)
         if callback is not None:
             await self._call_back(step, callback, done.total_tried, result)
+        await self._announce(signals.step_completed, step)
         return result
+
+    async def _announce(self, signal: Signal, step: Planned, **details: Any) -> None:
+        """Send a signal of a step whose record is committed, if anybody listens."""
+        if not signal.receivers:
+            return
+
+        def send() -> None:
+            row = TaskStatus.objects.using(self.recorder.alias).filter(
+                job_id=self.claim.job_id, step_key=step.key
+            )
+            signals.announce(signal, Job, job=self.job, step=row.first(), **details)
+
+        await self._io.call(send, None)
 
     # --- ends that are no success -------------------------------------------------------------
 
@@ -447,6 +464,7 @@ class Replay(Attempt):
         await self._write(failed)
         if step.definition is not None and step.definition.on_failure is not None:
             await self._call_back(step, step.definition.on_failure, tried, error, final)
+        await self._announce(signals.step_failed, step, error=described)
 
     def _next_try(self, step: Planned, failures: int, error: BaseException) -> float | None:
         """Seconds until the next try of a failed step; None when this failure is final."""
