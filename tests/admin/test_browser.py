@@ -68,7 +68,8 @@ FAINT = """() => {
 }"""
 
 
-@pytest.fixture(scope="session")
+# Not for the session: the loop that Playwright keeps would run under the modules that follow.
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
     try:
         from playwright.sync_api import sync_playwright
