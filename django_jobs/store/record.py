@@ -413,7 +413,8 @@ def _end(
     """running → failed or canceled."""
     history.move(
         session, claim.job_id, event=event, frm=frm, to=to, fence=claim.fence, worker=claim.worker,
-        attempt=claim.attempts + 1, detail={"error": _brief(error)},
+        attempt=claim.attempts + 1,
+        detail={"error": _brief(error)} if counted else {"error": _brief(error), "counted": 0},
         sets="error = {json(error)}, finished_at = {now}, lease_expires_at = NULL, deadline_at = NULL, "
              "run_after = CASE WHEN kind = 'task' THEN run_after END, "
              f"attempts = attempts + {1 if counted else 0}",
