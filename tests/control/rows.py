@@ -77,13 +77,14 @@ def stored(job: Job) -> dict[str, list[dict[str, Any]]]:
 
 def assert_sound() -> None:
     """``jobs_check`` has nothing to say."""
-    assert [str(finding) for finding in health.check().findings] == []
+    said = [str(finding) for finding in health.check().findings]
+    assert not said, said
 
 
 def assert_folds(job: Job) -> list[Entry]:
     """The history alone gives the stored state; return it."""
     told = entries(job)
     state = fold(told)
-    assert state.faults == []
+    assert not state.faults, state.faults
     assert (state.status, state.attempts, state.crashes) == (job.status, job.attempts, job.crashes)
     return told

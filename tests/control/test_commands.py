@@ -185,6 +185,29 @@ def test_a_failure_that_comes_while_a_task_is_paused_uses_its_try() -> None:
     assert (job.status, job.attempts, len(ran)) == ("failed", 2, 2)
 
 
+def test_a_last_failure_that_comes_while_a_task_is_paused_is_its_end_after_the_resume() -> None:
+    ran: list[int] = []
+
+    @task
+    def pauses_and_ends() -> None:
+        ran.append(1)
+        Job.objects.get(slug="pauses_and_ends").pause()
+        raise ValueError("broken")
+
+    job = pauses_and_ends.enqueue()
+    drain()
+    job.refresh_from_db()
+    assert (job.status, job.attempts) == ("paused", 1)
+    job.resume()
+    drain()
+    job.refresh_from_db()
+    assert (job.status, job.attempts, job.error["message"], ran) == ("failed", 1, "broken", [1])
+    assert_sound()
+    job.retry()
+    drain()
+    assert len(ran) == 2
+
+
 def test_a_job_that_cancels_itself_while_it_is_paused_is_canceled() -> None:
     from django_jobs import CancelJob
 

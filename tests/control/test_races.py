@@ -15,6 +15,7 @@ from django.db import connections
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import django_jobs.control  # noqa: F401 - here, and not for the first time in a thread
 from django_jobs import InvalidTransition, Retry, WorkflowContext, run_jobs, signals, task, workflow
 from django_jobs.definitions import registry
 from django_jobs.lifecycle import CHANGE, COMMANDS, KEEP, REFUSE, Command, Status
@@ -33,11 +34,14 @@ def together(*work: Callable[[], Any]) -> list[Any]:
     """Run each in a thread of its own, at the same moment; what each returned."""
     ready = threading.Barrier(len(work))
     answers: list[Any] = [None] * len(work)
+    raised: list[BaseException] = []
 
     def run(index: int) -> None:
         try:
             ready.wait(10)
             answers[index] = work[index]()
+        except BaseException as error:
+            raised.append(error)
         finally:
             connections.close_all()
 
@@ -46,6 +50,8 @@ def together(*work: Callable[[], Any]) -> list[Any]:
         thread.start()
     for thread in threads:
         thread.join(60)
+    if raised:
+        raise raised[0]
     return answers
 
 
@@ -383,10 +389,12 @@ def test_commands_at_random_leave_no_job_without_owner_and_run_no_step_twice(
                 run_jobs(all_queues=True)
 
         def fire() -> None:
-            for index, name, pause in fired:
-                time.sleep(pause / 1000)
-                command(runs[index], name)()
-            over.set()
+            try:
+                for index, name, pause in fired:
+                    time.sleep(pause / 1000)
+                    command(runs[index], name)()
+            finally:
+                over.set()
 
         together(work, work, fire)
         assert_sound()
