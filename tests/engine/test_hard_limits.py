@@ -80,7 +80,9 @@ def test_a_job_that_kills_its_worker_ends_crashed_and_its_neighbours_finish(tmp_
     assert done.count() == 200
 
 
-def test_each_outcome_can_be_committed_before_the_next_job_starts(tmp_path: Path, marks: Path) -> None:
+def test_each_outcome_can_be_committed_before_the_next_job_starts(
+    tmp_path: Path, marks: Path
+) -> None:
     """Part C, acknowledgement: with "each", a thread starts nothing before its commit."""
     jobs.each.enqueue_many([{"marks": str(marks)}] * 20)
     running = worker(tmp_path, "--once", "--threads", 1)
