@@ -64,8 +64,16 @@ class Command(BaseCommand):
             help="Exit after so many seconds without work.",
         )
         add("--database", help="Serve the jobs of this database alias.")
-        add("--health-file", metavar="PATH", help="Touch this file with every heartbeat, for probes.")
-        add("--json-logs", action="store_true", help="Log to standard error as JSON, one object a line.")
+        add(
+            "--health-file",
+            metavar="PATH",
+            help="Touch this file with every heartbeat, for probes.",
+        )
+        add(
+            "--json-logs",
+            action="store_true",
+            help="Log to standard error as JSON, one object a line.",
+        )
         add("--reload", action="store_true", help="Development: start anew when code changes.")
 
     def handle(self, *args: Any, **options: Any) -> None:
