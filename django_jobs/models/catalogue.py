@@ -6,7 +6,7 @@ from django.db import models
 from django.utils.translation import gettext_lazy as _
 
 from django_jobs.models.commands import Pausable
-from django_jobs.models.fields import NameField
+from django_jobs.models.fields import JSONField, NameField
 
 
 class Task(Pausable, models.Model):
@@ -17,9 +17,9 @@ class Task(Pausable, models.Model):
     label = models.CharField(max_length=200, blank=True, default="")
     description = models.TextField(blank=True, default="")
     queue_name = NameField(default="default")
-    versions = models.JSONField(default=list)
-    input_schema = models.JSONField(null=True, blank=True)
-    output_schema = models.JSONField(null=True, blank=True)
+    versions = JSONField(default=list)
+    input_schema = JSONField(null=True, blank=True)
+    output_schema = JSONField(null=True, blank=True)
     paused = models.BooleanField(default=False, db_default=False)
     first_seen = models.DateTimeField(auto_now_add=True)
     last_seen = models.DateTimeField(null=True, blank=True)
@@ -64,14 +64,12 @@ class Worker(models.Model):
     supervisor = models.UUIDField(null=True)
     hostname = models.CharField(max_length=200, blank=True)
     pid = models.PositiveIntegerField(null=True)
-    queues = models.JSONField(default=list)
+    queues = JSONField(default=list)
     threads = models.PositiveIntegerField(default=1)
     status = models.CharField(max_length=20, default="running")
     jobs_in_hand = models.PositiveIntegerField(default=0, db_default=0)
     memory = models.PositiveBigIntegerField(null=True, help_text=_("Resident bytes."))
-    codes = models.JSONField(
-        default=list, help_text=_("The (slug, version) pairs that it can run.")
-    )
+    codes = JSONField(default=list, help_text=_("The (slug, version) pairs that it can run."))
     drain = models.BooleanField(default=False, db_default=False)
     started_at = models.DateTimeField()
     heartbeat_at = models.DateTimeField()

@@ -25,6 +25,29 @@ class NameField(models.CharField):
         return parameters
 
 
+class JSONField(models.JSONField):
+    """JSON of any depth that the boundary lets through, on MariaDB as well.
+
+    MariaDB's own type and Django's check call JSON invalid that is nested deeper than 32.
+    """
+
+    def db_type(self, connection: BaseDatabaseWrapper) -> str | None:
+        return "longtext" if _is_mariadb(connection) else super().db_type(connection)
+
+    def db_check(self, connection: BaseDatabaseWrapper) -> Any:
+        return None if _is_mariadb(connection) else super().db_check(connection)
+
+    def db_parameters(self, connection: BaseDatabaseWrapper) -> Any:
+        parameters = super().db_parameters(connection)
+        if _is_mariadb(connection):
+            parameters["collation"] = "utf8mb4_bin"
+        return parameters
+
+
+def _is_mariadb(connection: BaseDatabaseWrapper) -> bool:
+    return connection.vendor == "mysql" and bool(getattr(connection, "mysql_is_mariadb", False))
+
+
 class PartialIndex(models.Index):
     """An index over the rows that match ``where``; over all rows where partial ones do not exist.
 

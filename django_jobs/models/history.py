@@ -5,7 +5,7 @@ from __future__ import annotations
 from django.db import models
 from django.utils.translation import gettext_lazy as _
 
-from django_jobs.models.fields import NameField, PartialIndex
+from django_jobs.models.fields import JSONField, NameField, PartialIndex
 from django_jobs.models.job import Job
 
 
@@ -30,7 +30,7 @@ class HistoryEntry(models.Model):
     fence = models.PositiveIntegerField(default=0, db_default=0)
     worker = models.UUIDField(null=True)
     actor = models.CharField(max_length=200, null=True)
-    detail = models.JSONField(null=True)
+    detail = JSONField(null=True)
 
     class Meta:
         verbose_name = _("history entry")
@@ -53,7 +53,7 @@ class Event(models.Model):
     )
     name = NameField()
     key_hash = models.CharField(max_length=32, null=True, help_text=_("Of receiver and key."))
-    payload = models.JSONField(null=True)
+    payload = JSONField(null=True)
     sent_at = models.DateTimeField()
     step_key = models.CharField(max_length=32, null=True, help_text=_("The wait that consumed it."))
 

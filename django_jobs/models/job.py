@@ -11,7 +11,7 @@ from django.utils.translation import gettext_lazy as _
 from django_jobs import ids
 from django_jobs.lifecycle import FINAL, Gate, Kind, Status
 from django_jobs.models.commands import JobCommands, JobQuerySet
-from django_jobs.models.fields import NameField, PartialIndex
+from django_jobs.models.fields import JSONField, NameField, PartialIndex
 
 if TYPE_CHECKING:
     from django_jobs.models.step import TaskStatus
@@ -53,15 +53,15 @@ class Job(JobCommands, models.Model):
         blank=True,
         help_text=_("The earliest moment at which it becomes due; empty = at once."),
     )
-    input = models.JSONField(default=dict)
-    output = models.JSONField(null=True, blank=True)
-    context = models.JSONField(null=True, blank=True)
-    error = models.JSONField(null=True, blank=True)
+    input = JSONField(default=dict)
+    output = JSONField(null=True, blank=True)
+    context = JSONField(null=True, blank=True)
+    error = JSONField(null=True, blank=True)
     attempts = models.PositiveIntegerField(
         default=0, db_default=0, help_text=_("Finished tries that completed or failed.")
     )
     crashes = models.PositiveIntegerField(default=0, db_default=0)
-    meta = models.JSONField(null=True, blank=True, default=dict)
+    meta = JSONField(null=True, blank=True, default=dict)
     progress = models.FloatField(null=True, blank=True, help_text=_("From 0 to 1."))
     progress_note = models.CharField(max_length=200, default="", db_default="", blank=True)
     concurrency_key = NameField(null=True, blank=True)
@@ -105,13 +105,11 @@ class Job(JobCommands, models.Model):
     started_at = models.DateTimeField(null=True, blank=True)
     finished_at = models.DateTimeField(null=True, blank=True)
 
-    args = models.JSONField(
+    args = JSONField(
         null=True, blank=True, help_text=_("Positional input, only from django.tasks.")
     )
-    options = models.JSONField(null=True, blank=True, help_text=_("What the call itself set."))
-    spec = models.JSONField(
-        null=True, blank=True, help_text=_("The graph of a run built from data.")
-    )
+    options = JSONField(null=True, blank=True, help_text=_("What the call itself set."))
+    spec = JSONField(null=True, blank=True, help_text=_("The graph of a run built from data."))
     runner = models.CharField(max_length=20, default="db", db_default="db")
     lane = models.BigIntegerField(
         help_text=_("Stands for runner, queue, slug, version and need of permits.")

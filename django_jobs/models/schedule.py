@@ -5,7 +5,7 @@ from __future__ import annotations
 from django.db import models
 from django.utils.translation import gettext_lazy as _
 
-from django_jobs.models.fields import NameField, PartialIndex
+from django_jobs.models.fields import JSONField, NameField, PartialIndex
 
 
 class Schedule(models.Model):
@@ -17,7 +17,7 @@ class Schedule(models.Model):
     version = NameField(null=True, blank=True)
     expression = models.CharField(max_length=1000)
     timezone = models.CharField(max_length=100, blank=True, default="")
-    input = models.JSONField(default=dict, blank=True)
+    input = JSONField(default=dict, blank=True)
     queue_name = NameField(null=True, blank=True)
     misfire = models.CharField(
         max_length=10,
@@ -34,7 +34,7 @@ class Schedule(models.Model):
     anchor = models.DateTimeField(help_text=_("Nothing before this moment fires."))
     next_slot = models.DateTimeField(null=True, blank=True)
     last_slot = models.DateTimeField(null=True, blank=True)
-    error = models.JSONField(null=True, blank=True)
+    error = JSONField(null=True, blank=True)
     created_at = models.DateTimeField(auto_now_add=True)
     changed_at = models.DateTimeField(auto_now=True)
 
@@ -84,12 +84,12 @@ class OutboxMessage(models.Model):
     kind = models.CharField(max_length=20)
     job_id = models.UUIDField(null=True, db_index=True)
     target = models.TextField()
-    body = models.JSONField(null=True)
+    body = JSONField(null=True)
     status = models.CharField(max_length=20, default="pending")
     tries = models.PositiveIntegerField(default=0)
     next_try_at = models.DateTimeField()
     lease_expires_at = models.DateTimeField(null=True)
-    error = models.JSONField(null=True)
+    error = JSONField(null=True)
     created_at = models.DateTimeField()
     sent_at = models.DateTimeField(null=True)
 

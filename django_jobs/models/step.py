@@ -6,7 +6,7 @@ from django.db import models
 from django.utils.translation import gettext_lazy as _
 
 from django_jobs.lifecycle import AttemptStatus, StepKind, StepStatus
-from django_jobs.models.fields import NameField, PartialIndex
+from django_jobs.models.fields import JSONField, NameField, PartialIndex
 from django_jobs.models.job import Job
 
 
@@ -25,9 +25,9 @@ class TaskStatus(models.Model):
     kind = models.CharField(max_length=20, choices=[(k.value, k.value) for k in StepKind])
     parent_key = models.CharField(max_length=32, null=True, blank=True)
     status = models.CharField(max_length=20, choices=[(s.value, s.value) for s in StepStatus])
-    input = models.JSONField(null=True, blank=True)
-    output = models.JSONField(null=True, blank=True)
-    error = models.JSONField(null=True, blank=True)
+    input = JSONField(null=True, blank=True)
+    output = JSONField(null=True, blank=True)
+    error = JSONField(null=True, blank=True)
     total_tried = models.PositiveIntegerField(default=0, db_default=0)
     failures = models.PositiveIntegerField(
         default=0, db_default=0, help_text=_("Failed tries that count against the step's retries.")
@@ -42,7 +42,7 @@ class TaskStatus(models.Model):
     child = models.UUIDField(
         null=True, blank=True, help_text=_("The child run, or the unit, that does it.")
     )
-    compensation = models.JSONField(null=True, blank=True)
+    compensation = JSONField(null=True, blank=True)
     started_at = models.DateTimeField(null=True, blank=True)
     finished_at = models.DateTimeField(null=True, blank=True)
 
@@ -112,7 +112,7 @@ class Attempt(models.Model):
     )
     number = models.PositiveIntegerField()
     status = models.CharField(max_length=20, choices=[(s.value, s.value) for s in AttemptStatus])
-    error = models.JSONField(null=True, blank=True)
+    error = JSONField(null=True, blank=True)
     fence = models.PositiveIntegerField(default=0, db_default=0)
     worker = models.UUIDField(null=True, blank=True)
     started_at = models.DateTimeField(null=True, blank=True)

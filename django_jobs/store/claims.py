@@ -168,7 +168,8 @@ def open_gates(session: Session, limit: int = 1000) -> int:
     opened = session.run(
         """
         UPDATE {job} SET gate = 'open', due_at = run_after WHERE id IN (
-            SELECT id FROM {job} WHERE status = 'pending' AND gate = 'timer' AND run_after <= {now}
+            SELECT id FROM {job} {index(timer)}
+             WHERE status = 'pending' AND gate = 'timer' AND run_after <= {now}
              ORDER BY run_after LIMIT %(limit)s {skip_locked})
            AND status = 'pending' AND gate = 'timer'
         """,

@@ -113,7 +113,7 @@ def look(session: Session, job_ids: Sequence[UUID]) -> list[Seen]:
     """These jobs as they are now, locked in order of id until the end of the transaction."""
     rows = session.rows(
         "SELECT id, status, lease_expires_at, gate, queue_name, key_hash, key_limit FROM {job} "
-        "WHERE id {among(ids)} ORDER BY id {lock_rows}",
+        "{index(primary)} WHERE id {among(ids)} ORDER BY id {lock_rows}",
         ids=list(job_ids),
     )
     uuid = session.dialect.uuid

@@ -71,7 +71,7 @@ def live(session: Session, key_hash: str, limit: int) -> list[UUID]:
 def supersede(session: Session, key_hash: str, successor: UUID) -> int:
     """Cancel the older jobs of a key that never started; return how many."""
     rows = session.rows(
-        "SELECT id FROM {job} WHERE key_hash = %(hash)s AND finished_at IS NULL AND started_at IS NULL "
+        "SELECT id FROM {job} {index(key)} WHERE key_hash = %(hash)s AND finished_at IS NULL AND started_at IS NULL "
         "AND status IN ('pending', 'paused') AND id <> %(successor)s ORDER BY id {lock_rows}",
         hash=key_hash,
         successor=successor,
@@ -99,7 +99,8 @@ EXPIRED = "expires_at <= {now} AND finished_at IS NULL AND started_at IS NULL AN
 def expire(session: Session, limit: int = 500) -> int:
     """Cancel jobs that were not started in time; return how many."""
     rows = session.rows(
-        f"SELECT id FROM {{job}} WHERE {EXPIRED} LIMIT %(limit)s {{lock_rows}}", limit=limit
+        f"SELECT id FROM {{job}} {{index(expiry)}} WHERE {EXPIRED} LIMIT %(limit)s {{lock_rows}}",
+        limit=limit,
     )
     message = "Expired: it was not started in time."
     return sum(_cancel(session, session.dialect.uuid(row[0]), "expired", message) for row in rows)

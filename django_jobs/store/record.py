@@ -220,7 +220,7 @@ def _complete_rows(session: Session, items: list[dict[str, Any]]) -> set[UUID]:
     """MySQL: lock the rows that are ours, then complete these."""
     uuid = session.dialect.uuid
     locked = session.rows(
-        "SELECT id, fence FROM {job} WHERE id {among(ids)} AND status = 'running' FOR UPDATE",
+        "SELECT id, fence FROM {job} {index(primary)} WHERE id {among(ids)} AND status = 'running' FOR UPDATE",
         ids=[item["id"] for item in items],
     )
     ours = {(uuid(row[0]), row[1]) for row in locked}

@@ -108,7 +108,7 @@ def _write_rows(session: Session, steps: Sequence[StepWrite]) -> Statuses:
     """MySQL: lock the jobs, then write the steps of those that are ours."""
     uuid = session.dialect.uuid
     rows = session.rows(
-        "SELECT id, fence, status FROM {job} WHERE id {among(ids)} AND lease_expires_at IS NOT NULL FOR UPDATE",
+        "SELECT id, fence, status FROM {job} {index(primary)} WHERE id {among(ids)} AND lease_expires_at IS NOT NULL FOR UPDATE",
         ids=list({step.claim.job_id for step in steps}),
     )  # fmt: skip
     found = {(uuid(job_id), fence): status for job_id, fence, status in rows}

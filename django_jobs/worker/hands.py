@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections import deque
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from django.db import connections
+from django.db import Error, connections
 
 from django_jobs import clock
 from django_jobs.outcomes import HandedBack, Lost, Outcome
@@ -310,6 +311,9 @@ def _is_at_rest(raw: Any) -> bool:
         info = getattr(raw, "info", None)
         if info is not None:
             return bool(info.transaction_status == 0)
+        if hasattr(raw, "open"):
+            # MySQL's drivers; mysqlclient does not tell, so that its connection is not kept.
+            return bool(raw.open) and getattr(raw, "server_status", 1) & 1 == 0
         # sqlite3 raises here when it is closed.
         return not getattr(raw, "in_transaction", False)
     except Exception:
@@ -324,6 +328,8 @@ def clean_up() -> None:
         if connection.in_atomic_block or not _is_at_rest(connection.connection):
             # Within its own atomic block Django would keep the closed connection in place.
             connection.in_atomic_block = connection.closed_in_transaction = False
-            connection.close()
+            # PyMySQL raises for one that the handler has closed.
+            with contextlib.suppress(Error):
+                connection.close()
         else:
             connection.close_if_unusable_or_obsolete()

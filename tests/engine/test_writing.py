@@ -154,6 +154,10 @@ def transient_error() -> Exception:
         import psycopg
 
         return psycopg.errors.DeadlockDetected("deadlock detected")
+    if vendor() == "mysql":
+        import pymysql
+
+        return pymysql.err.OperationalError(1213, "Deadlock found when trying to get lock")
     import sqlite3
 
     return sqlite3.OperationalError("database is locked")

@@ -21,7 +21,7 @@ def test_an_update_that_returns_is_followed_by_a_look_at_the_row() -> None:
 
 def test_an_update_of_a_list_locks_those_that_match_first() -> None:
     assert said("UPDATE {job} SET turn = 1 WHERE id {among(ids)} AND turn = 0 RETURNING id") == [
-        "SELECT id FROM {job} WHERE id {among(ids)} AND turn = 0 FOR UPDATE",
+        "SELECT id FROM {job} {index(primary)} WHERE id {among(ids)} AND turn = 0 FOR UPDATE",
         "UPDATE {job} SET turn = 1 WHERE id {among(ids)} AND turn = 0",
         "SELECT id FROM {job} WHERE id {among(ids)}",
     ]

@@ -103,7 +103,9 @@ class MySQL(Dialect):
         return f"CAST({value} AS DATETIME(6))"
 
     def index(self, name: str) -> str:
-        # Without partial indexes the statistics say little, and every row that is looked at is locked.
+        # Every row that a locking SELECT looks at is waited for and locked; a small table would be read whole.
+        if name == "primary":
+            return "FORCE INDEX (PRIMARY)"
         return f"FORCE INDEX (django_jobs_by_{name})"
 
     def among(self, value: str) -> str:
@@ -228,7 +230,9 @@ def plan_of(template: str) -> Plan:
         select = f"SELECT {found['columns']} FROM {{{table}}} WHERE {key}"
         if not found["listed"]:
             return Plan((update, select), guarded=True)
-        lock = f"SELECT id FROM {{{table}}} WHERE {key}{found['rest']} FOR UPDATE"
+        lock = (
+            f"SELECT id FROM {{{table}}} {{index(primary)}} WHERE {key}{found['rest']} FOR UPDATE"
+        )
         return Plan((lock, update, select), listed=found["listed"])
     if found := _PICKED.fullmatch(template):
         return Plan((_picked(found),))
