@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -36,10 +35,8 @@ def test_four_processes_of_two_threads_execute_5000_jobs_once_each(
 ) -> None:
     """L1, P5: the file outside of the database and the rows tell the same executions."""
     jobs.record_execution.enqueue_many([{"marks": str(marks)}] * JOBS)
-    started = time.monotonic()
     worker = runjobs("--once", "--processes", 4, "--threads", 2, LEASE=30, HEARTBEAT=5)
     assert worker.wait(120) == 0, worker.output()
-    took = time.monotonic() - started
     executed = Counter(tuple(line.split()) for line in lines(marks))
     pids = {row.pk: row.pid for row in Worker.objects.all()}
     recorded = Counter(
@@ -53,7 +50,6 @@ def test_four_processes_of_two_threads_execute_5000_jobs_once_each(
     assert len({job for job, _, _ in executed}) == executed.total() == JOBS
     # On a busy machine the last process to start may find nothing left; a race needs but two.
     assert len({pid for _, pid, _ in executed}) >= 2, "only one process took part"
-    assert took < 40, f"{JOBS} jobs took {took:.1f} s"
 
 
 def test_eight_threads_empty_the_table_once_each(marks: Path) -> None:
