@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from django_jobs.definitions.context import TaskContext, WorkflowContext
+from django_jobs.definitions.context import StepContext, TaskContext, WorkflowContext
+from django_jobs.definitions.dag import DAG
 from django_jobs.definitions.limits import Concurrency, RateLimit
 from django_jobs.definitions.retry import Retry
 from django_jobs.definitions.task import task, workflow
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "DAG",
     "CancelJob",
     "Concurrency",
     "ConfigurationError",
@@ -63,6 +65,7 @@ __all__ = [
     "Retry",
     "RetryLater",
     "SignatureError",
+    "StepContext",
     "TaskContext",
     "UnknownTask",
     "UnsafeURL",

@@ -15,5 +15,7 @@ class DjangoJobsConfig(AppConfig):
 
     def ready(self) -> None:
         from django_jobs import checks  # noqa: F401  (registers the checks)
+        from django_jobs.definitions import registry
 
         autodiscover_modules("jobs", "tasks", "workflows")
+        registry.check()

@@ -26,11 +26,12 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
 
 @register("django_jobs")
 def check_definitions(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
-    """django_jobs.E002: a hint that cannot be resolved or stored."""
+    """django_jobs.E002: a hint that cannot be resolved or stored, a graph that cannot run."""
     found: list[CheckMessage] = []
     for definition in registry.every():
         try:
             definition.schema.resolve()
+            definition.check()
         except JobsError as error:
             found.append(
                 Error(str(error), hint=f"Defined at {definition.place}.", id="django_jobs.E002")

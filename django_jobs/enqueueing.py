@@ -16,10 +16,11 @@ from django.db.models.base import ModelState
 
 from django_jobs import conf, ids, jsonvalues, signals
 from django_jobs.definitions import registry
+from django_jobs.definitions.dag import DAG
 from django_jobs.definitions.limits import Concurrency
 from django_jobs.definitions.options import Options, check_name, seconds
 from django_jobs.definitions.task import Definition, check_priority
-from django_jobs.errors import DuplicateJob, InvalidInput
+from django_jobs.errors import ConfigurationError, DuplicateJob, InvalidInput
 from django_jobs.models import Job
 from django_jobs.store import jobs as rows
 from django_jobs.store import keys
@@ -81,13 +82,11 @@ def prepare(definition: Definition, args: tuple[Any, ...], kwargs: dict[str, Any
     """Check one call and make its row. InvalidInput names what is wrong; nothing is written here."""
     settings, options = conf.get(), definition.options
     context = None
-    if (
-        definition.kind != "task"
-        and "context" in kwargs
-        and "context" not in definition.schema.parameter_names
-    ):
-        kwargs = dict(kwargs)
-        context = kwargs.pop("context")
+    if definition.kind != "task":
+        definition.check()
+        if "context" in kwargs and "context" not in definition.schema.parameter_names:
+            kwargs = dict(kwargs)
+            context = kwargs.pop("context")
     if "input" in kwargs:
         kwargs = _opened(definition, kwargs)
     schema = definition.schema
@@ -127,6 +126,8 @@ def prepare(definition: Definition, args: tuple[Any, ...], kwargs: dict[str, Any
         delay=delay,
         tenants=_tenants(stored, settings.tenant_fields),
     )
+    if isinstance(definition, DAG):
+        context = _of_graph(definition, row, context)
     if context is not None:
         row.context = jsonvalues.dumps(context, what="context", limit=settings.max_input)
     meta: dict[str, Any] = {}
@@ -144,6 +145,21 @@ def prepare(definition: Definition, args: tuple[Any, ...], kwargs: dict[str, Any
         _expire(row, options.expires)
     row.lane = lane_of(row)
     return Prepared(row, jsonvalues.loads(text), context, meta)
+
+
+def _of_graph(dag: DAG, row: NewJob, context: Any) -> dict[str, Any]:
+    """What a run of a graph needs besides; its context, laid over the spec's own."""
+    if context is not None and not isinstance(context, dict):
+        raise InvalidInput(f"context= of DAG {dag.slug!r} is a dict, not {type(context).__name__}.")
+    for step in dag.check().steps.values():
+        if step.http is not None:
+            raise ConfigurationError(
+                f"DAG {dag.slug!r}: step {step.id!r} is an HTTP step. HTTP steps are not in this release."
+            )
+    if dag.spec is not None:
+        row.spec = jsonvalues.dumps(dag.spec, what="spec")
+        return {**dag.spec["context"], **(context or {})}
+    return context or {}
 
 
 def lane_of(row: NewJob) -> int:

@@ -193,3 +193,113 @@ class TaskContext(StepMethods):
 
 class WorkflowContext(StepMethods):
     """The first argument of a code workflow."""
+
+
+class StepView(Protocol):
+    """What the engine offers to the context of one step of a graph."""
+
+    @property
+    def log(self) -> Log: ...
+    @property
+    def job(self) -> Job: ...
+    @property
+    def input(self) -> dict[str, Any]: ...
+    @property
+    def context(self) -> dict[str, Any]: ...
+    @property
+    def results(self) -> dict[str, Any]: ...
+    @property
+    def previous_steps(self) -> dict[str, Any]: ...
+    @property
+    def errors(self) -> dict[str, dict[str, Any]]: ...
+    @property
+    def error(self) -> dict[str, Any] | None: ...
+    @property
+    def cancel_requested(self) -> bool: ...
+    def was_skipped(self, step_id: str) -> bool: ...
+    def progress(self, fraction: float, note: str) -> None: ...
+    def heartbeat(self) -> None: ...
+
+
+class StepContext:
+    """The only argument of a function that is a step of a DAG, a condition, or a compensation.
+
+    Nothing is read from the database before it is asked for.
+    """
+
+    def __init__(
+        self,
+        view: StepView,
+        *,
+        step_id: str,
+        attempt: int,
+        idempotency_key: str,
+        item: Any = None,
+        index: int | None = None,
+    ) -> None:
+        self._view = view
+        #: The step's id; in a compensation that of the step being undone.
+        self.step_id = step_id
+        #: Number of this try of the step, from 1.
+        self.attempt = attempt
+        #: The same on every try: the run's id and the step's.
+        self.idempotency_key = idempotency_key
+        #: In a map: the item in hand, and its place from 0.
+        self.item = item
+        self.index = index
+
+    @property
+    def input(self) -> dict[str, Any]:
+        """The run's stored input."""
+        return self._view.input
+
+    @property
+    def context(self) -> dict[str, Any]:
+        """What was enqueued as ``context=``."""
+        return self._view.context
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """``{step id: output}`` of every step completed so far, in order of declaration."""
+        return self._view.results
+
+    @property
+    def previous_steps(self) -> dict[str, Any]:
+        """``{step id: output}`` of the completed ones among those this step comes after, in their order."""
+        return self._view.previous_steps
+
+    @property
+    def errors(self) -> dict[str, dict[str, Any]]:
+        """``{step id: error}`` of the failed ones among those this step comes after."""
+        return self._view.errors
+
+    @property
+    def error(self) -> dict[str, Any] | None:
+        """In a compensation: why the run is undone, with type, message, code and step_id."""
+        return self._view.error
+
+    def was_skipped(self, step_id: str) -> bool:
+        """Whether the step's condition kept it from running; InvalidInput for an unknown id."""
+        return self._view.was_skipped(step_id)
+
+    @property
+    def run(self) -> Job:
+        """The run's row, to be read only."""
+        return self._view.job
+
+    @property
+    def log(self) -> Log:
+        return self._view.log
+
+    @property
+    def cancel_requested(self) -> bool:
+        """Whether somebody canceled the run."""
+        return self._view.cancel_requested
+
+    def progress(self, fraction: float, note: str = "") -> None:
+        """Show how far the step's own job is: ``fraction`` from 0 to 1."""
+        self._view.progress(fraction, note)
+
+    def heartbeat(self) -> None:
+        """Renew the lease now; raises LeaseLost if it is gone. Workers do this by themselves."""
+        self._view.heartbeat()

@@ -70,6 +70,12 @@ def every() -> list[Definition]:
     return [definition for versions in _known.values() for definition in versions.values()]
 
 
+def check() -> None:
+    """What can only be said once everything is defined: ConfigurationError names a graph at fault."""
+    for definition in every():
+        definition.check()
+
+
 def codes() -> set[tuple[str, str | None]]:
     """The (slug, version) pairs that this process can run."""
     return {(slug, version) for slug, versions in _known.items() for version in versions}

@@ -74,6 +74,10 @@ class Definition:
         """Where it is defined, for messages."""
         return f"{self.func.__module__}.{self.func.__qualname__}"
 
+    def check(self) -> object:
+        """Raise ConfigurationError for what can only be seen once everything is defined."""
+        return None
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the function here and now, without a job."""
         return self.func(*args, **kwargs)
@@ -100,7 +104,10 @@ class Definition:
         chosen: Any = self
         if options.get("version") is not None and options["version"] != self.version:
             chosen = registry.get(self.slug, options["version"])
-        return replace(chosen, options=Options(**options).laid_over(self.options))
+        return chosen._with_options(Options(**options).laid_over(self.options))
+
+    def _with_options(self, options: Options) -> Self:
+        return replace(self, options=options)
 
     def enqueue(self, *args: Any, **kwargs: Any) -> Job:
         """Store one call in the caller's transaction and return its job.
