@@ -14,11 +14,11 @@ from uuid import UUID
 
 from django.db import transaction
 
-from django_jobs import enqueueing, ids, jsonvalues, signals
+from django_jobs import enqueueing, ids, jsonvalues, lifecycle, signals
 from django_jobs.definitions import registry
 from django_jobs.enqueueing import Prepared
 from django_jobs.errors import ConfigurationError, DuplicateJob, InvalidInput, InvalidTransition
-from django_jobs.lifecycle import KEEP, REFUSE, Command
+from django_jobs.lifecycle import KEEP, REFUSE, Command, Status
 from django_jobs.models import Job
 from django_jobs.store import commands, history
 from django_jobs.store.commands import ATTEMPTS_BEFORE, Done, Order
@@ -104,6 +104,20 @@ def rerun(
     return again
 
 
+def offered(job: Job) -> list[Command]:
+    """The commands that would change ``job`` as it stands now."""
+    possible = [command for command in lifecycle.COMMANDS if _would_change(job.status, command)]
+    if Command.RUN_NOW in possible:
+        session = Session(_alias(job))
+        if not commands.can_run_now(session, job.pk, Status(job.status)):
+            possible.remove(Command.RUN_NOW)
+    return possible
+
+
+def _would_change(status: str, command: Command) -> bool:
+    return commands.effect(command, status) not in (KEEP, REFUSE)
+
+
 def _order(
     command: Command,
     actor: object,
@@ -135,11 +149,13 @@ def steer_many(
     reason: str | None = None,
     cascade: bool = False,
     compensate: bool = False,
+    told: Callable[[Done], None] | None = None,
 ) -> Counts:
     """Carry out ``command`` on every job of ``queryset``, a chunk a transaction.
 
-    No InvalidTransition is raised: such jobs are counted as refused. Stopped halfway, the chunks
-    done stay done, and the same call again does the rest.
+    No InvalidTransition is raised: such jobs are counted as refused. ``told`` is called with what
+    became of each chunk, after its commit. Stopped halfway, the chunks done stay done, and the
+    same call again does the rest.
     """
     order = _order(command, actor, reason, cascade, compensate)
     alias = _alias_of(queryset)
@@ -154,6 +170,8 @@ def steer_many(
     for chunk in _chunks(queryset.using(alias)):
         done = session.committed(partial(carry_out, job_ids=chunk))
         _announce(order, done, alias)
+        if told is not None:
+            told(done)
         counts += Counts(len(done.changed), len(done.unchanged), len(done.refused))
     return counts
 

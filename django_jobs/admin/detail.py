@@ -15,6 +15,7 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 
 from django_jobs.admin import formatting, timeline
+from django_jobs.explain import explain
 from django_jobs.lifecycle import DRIVEN, Kind, StepStatus
 from django_jobs.models import Attempt, Event, Job, LogLine, TaskStatus, Worker
 
@@ -170,6 +171,7 @@ def job_context(
     return {
         "status": formatting.badge(job.status),
         "facts": _facts(model_admin, request, job, workers),
+        "waiting": explain(job) if job.finished_at is None and not running else None,
         "problem": problem(job.error),
         "progress": None if job.progress is None else round(max(0.0, min(job.progress, 1.0)) * 100),
         "moments": timeline.moments(

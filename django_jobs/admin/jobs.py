@@ -22,6 +22,7 @@ from django.utils.translation import gettext_lazy
 from django_jobs.admin import detail, filters, formatting
 from django_jobs.admin.base import ReadOnlyAdmin
 from django_jobs.admin.paging import COUNT_LIMIT, KeysetChangeList
+from django_jobs.admin.steering import SteeringAdmin
 from django_jobs.lifecycle import DRIVEN, Status
 from django_jobs.models import Job
 
@@ -34,7 +35,7 @@ PAYLOAD_PERMISSION = "django_jobs.view_payload_job"
 
 
 @admin.register(Job)
-class JobAdmin(ReadOnlyAdmin):
+class JobAdmin(SteeringAdmin, ReadOnlyAdmin):
     """Whatever was enqueued, tasks and workflow runs alike."""
 
     detail_template = "admin/django_jobs/job.html"
@@ -180,6 +181,7 @@ class JobAdmin(ReadOnlyAdmin):
         context = {
             **self._page(request, job),
             **detail.job_context(self, request, job, payload=self.may_see_payload(request, job)),
+            "buttons": self.buttons(request, job),
             **(extra_context or {}),
         }
         request.current_app = self.admin_site.name
@@ -197,7 +199,12 @@ class JobAdmin(ReadOnlyAdmin):
         return TemplateResponse(request, self.step_template, {**self._page(request, job), **shown})
 
     def _found(self, request: HttpRequest, object_id: str) -> Job:
-        if not self.has_view_permission(request) or request.method not in ("GET", "HEAD"):
+        if request.method not in ("GET", "HEAD"):
+            raise PermissionDenied
+        return self._job(request, object_id)
+
+    def _job(self, request: HttpRequest, object_id: str) -> Job:
+        if not self.has_view_permission(request):
             raise PermissionDenied
         job = self.get_object(request, unquote(object_id))
         if job is None:

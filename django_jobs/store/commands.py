@@ -323,19 +323,32 @@ def _is_related(step_id: str, named: str) -> bool:
 # --- run now ----------------------------------------------------------------------------------
 
 
+#: What a job of each status must be besides, for "run now" to change it.
+RUN_NOW_WHERE = {
+    Status.PENDING: "gate <> 'permit' AND (gate = 'timer' OR due_at > {now})",
+    Status.SLEEPING: (
+        "run_after > {now} AND (error IS NOT NULL OR NOT EXISTS (SELECT 1 FROM {taskstatus} s "
+        "WHERE s.job_id = {job}.id AND s.kind IN ('sleep', 'event', 'child') "
+        "AND s.status IN ('pending', 'running', 'sleeping')))"
+    ),
+}
+
+
+def can_run_now(session: Session, job_id: UUID, status: Status) -> bool:
+    """Whether "run now" would change this job, which has this status."""
+    where = RUN_NOW_WHERE.get(status)
+    if where is None:
+        return False
+    sql = f"SELECT 1 FROM {{job}} WHERE id = %(id)s AND status = %(status)s AND {where}"
+    return session.one(sql, id=job_id, status=str(status)) is not None
+
+
 def _run_now(session: Session, order: Order, status: Status, group: list[Seen], done: Done) -> None:
     """Make jobs due that wait for a time; a durable wait, a key and a due job stay as they are."""
-    if status == Status.PENDING:
-        sets, held = DUE_NOW, "gate <> 'permit' AND (gate = 'timer' OR due_at > {now})"
-    else:
-        sets = "run_after = {now}"
-        held = (
-            "run_after > {now} AND (error IS NOT NULL OR NOT EXISTS (SELECT 1 FROM {taskstatus} s "
-            "WHERE s.job_id = {job}.id AND s.kind IN ('sleep', 'event', 'child') "
-            "AND s.status IN ('pending', 'running', 'sleeping')))"
-        )
+    sets = DUE_NOW if status == Status.PENDING else "run_after = {now}"
     rows = session.rows(
-        f"UPDATE {{job}} SET {sets} WHERE id {{among(ids)}} AND status = %(status)s AND {held} RETURNING id",
+        f"UPDATE {{job}} SET {sets} WHERE id {{among(ids)}} AND status = %(status)s "
+        f"AND {RUN_NOW_WHERE[status]} RETURNING id",
         ids=[one.job_id for one in group], status=str(status),
     )  # fmt: skip
     changed = {session.dialect.uuid(row[0]) for row in rows}

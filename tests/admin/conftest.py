@@ -7,6 +7,10 @@ import pytest
 from django.contrib.auth.models import Permission, User
 from django.test import Client
 
+from tests.admin.browsing import chromium, open_page
+
+__all__ = ["chromium", "open_page"]
+
 
 @pytest.fixture
 def login() -> Callable[..., Client]:

@@ -54,6 +54,7 @@ LEASES = "django_jobs/store/leases.py"
 PERMITS = "django_jobs/store/permits.py"
 POSTGRESQL = "django_jobs/store/dialects/postgresql.py"
 RECORD = "django_jobs/store/record.py"
+STEERING = "django_jobs/admin/steering.py"
 STEPS = "django_jobs/store/steps.py"
 REPLAY = "django_jobs/workflows/replay.py"
 
@@ -219,5 +220,20 @@ DAMAGES = [
         "L8",
         [Edit(PERMITS, 'own = "" if fence is None else " AND fence = %(fence)s"', 'own = ""')],
         [f"{PERMIT_TESTS}l8_a_late_release_frees_nobody_elses_unit"],
+    ),
+    Damage(
+        "admin-commands-for-every-viewer",
+        "X2",
+        [
+            Edit(
+                STEERING,
+                "self.has_view_permission(request, job) and allowed(request, job)",
+                "self.has_view_permission(request, job) and callable(allowed)",
+            )
+        ],
+        [
+            "tests/admin/test_steering.py::test_each_command_needs_its_own_permission_and_a_post",
+            "tests/admin/test_steering.py::test_a_page_without_permission_has_no_buttons",
+        ],
     ),
 ]  # fmt: skip
