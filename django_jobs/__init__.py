@@ -75,6 +75,7 @@ __all__ = [
     "get_job",
     "run_job",
     "run_jobs",
+    "send_event",
     "task",
     "workflow",
 ]
@@ -95,6 +96,19 @@ def get_job(job_id: UUID | str) -> Job:
     from django_jobs.enqueueing import get_job as look
 
     return look(job_id)
+
+
+def send_event(
+    name: str, payload: Any = None, *, to: Job | UUID | str | None = None, key: str | None = None
+) -> list[UUID]:
+    """Send an event to the run ``to``, or to every run that waits for it now; the ids of those reached.
+
+    A run keeps what is sent to it before it waits. A ``key`` counts once: a repetition returns the
+    first answer and delivers nothing. Raises InvalidTransition for a run that has ended, InvalidInput.
+    """
+    from django_jobs.events import send_event as send
+
+    return send(name, payload, to=to, key=key)
 
 
 def run_jobs(

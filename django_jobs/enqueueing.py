@@ -345,19 +345,33 @@ def write_prepared(
 ) -> list[Job]:
     """Store checked calls of one runner, by the key rules of ``definition`` where it is known."""
     session = Session(alias, through_django=True)
-    notify = conf.get().notify and prepared[0].row.runner == "db"
-    if any(one.row.idempotency_key or one.row.key_hash for one in prepared):
+    if _is_bound(prepared):
         with session.transaction():
-            jobs = _write_bound(session, definition, prepared, notify)
+            jobs = write_within(session, definition, prepared)
     else:
-        jobs = _insert(session, prepared, notify)
+        jobs = write_within(session, definition, prepared)
     if signals.job_enqueued.receivers:
-        transaction.on_commit(lambda: _announce(jobs), using=alias)
+        transaction.on_commit(lambda: announce(jobs), using=alias)
     if prepared[0].row.runner == "inline":
         transaction.on_commit(lambda: _run_here(jobs, alias), using=alias)
     for listener in list(listeners):
         listener(jobs, alias)
     return jobs
+
+
+def write_within(
+    session: Session, definition: Definition | None, prepared: list[Prepared]
+) -> list[Job]:
+    """The rows of these calls, in the caller's transaction where a key binds them; nothing is announced."""
+    notify = conf.get().notify and prepared[0].row.runner == "db"
+    if _is_bound(prepared):
+        return _write_bound(session, definition, prepared, notify)
+    return _insert(session, prepared, notify)
+
+
+def _is_bound(prepared: list[Prepared]) -> bool:
+    """Whether a key binds one of these calls."""
+    return any(one.row.idempotency_key or one.row.key_hash for one in prepared)
 
 
 def _insert(session: Session, prepared: list[Prepared], notify: bool) -> list[Job]:
@@ -439,7 +453,8 @@ def _reserve(session: Session, definition: Definition, row: NewJob) -> Job | Non
     return job
 
 
-def _announce(jobs: list[Job]) -> None:
+def announce(jobs: list[Job]) -> None:
+    """job_enqueued of jobs that are committed."""
     for job in jobs:
         signals.announce(signals.job_enqueued, Job, job=job)
 

@@ -10,13 +10,12 @@ from typing import Any
 from django.db.models import Q
 
 from django_jobs import conf
-from django_jobs.lifecycle import DRIVEN, FINAL_STEPS, Gate, Status, StepKind
+from django_jobs.lifecycle import DRIVEN, FINAL_STEPS, WAITS, Gate, Status, StepKind
 from django_jobs.models import Job, Permit, Queue, Task, TaskStatus, Worker
 from django_jobs.store.session import Session, engine_alias
 
 #: Heartbeats after which a worker that shows none is not counted on.
 SILENT_BEATS = 3
-WAITS = (StepKind.SLEEP, StepKind.EVENT, StepKind.CHILD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +170,7 @@ def _asleep(look: Look) -> ClosedGate | None:
     waiting = waits.exclude(status__in=FINAL_STEPS).order_by("id").first()
     until = f"It opens at {_moment(job.run_after)}" if job.run_after else "It opens"
     about: dict[str, Any] = {"due": job.run_after}
-    if job.error is not None or waiting is None:
+    if job.gate != Gate.WAIT or waiting is None:
         said = (job.error or {}).get("message")
         why = "It waits for its next try" + (f" after: {said}" if said else ".")
         return ClosedGate("retry", why, f"{until}, or by run_now().", about)

@@ -73,11 +73,16 @@ class StepKind(StrEnum):
 
 
 class Gate(StrEnum):
-    """What keeps a pending job out of the claim's index."""
+    """What keeps a job out of the claim's index.
+
+    A run that sleeps has ``TIMER`` while it waits for its next try, which only time brings, and
+    ``WAIT`` while it waits in steps of its own, which an event or the end of a child may end.
+    """
 
     OPEN = "open"
     TIMER = "timer"
     PERMIT = "permit"
+    WAIT = "wait"
 
 
 class Command(StrEnum):
@@ -117,6 +122,8 @@ DRIVEN = frozenset({S.RUNNING, S.COMPENSATING})
 FINAL_STEPS = frozenset(
     {StepStatus.COMPLETED, StepStatus.FAILED, StepStatus.SKIPPED, StepStatus.CANCELED}
 )
+#: Steps that hold no worker while they last.
+WAITS = frozenset({StepKind.SLEEP, StepKind.EVENT, StepKind.CHILD})
 
 CHANGE, KEEP, REFUSE = "change", "no change", "refused"
 

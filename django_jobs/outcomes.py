@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from django_jobs.errors import ErrorDict
@@ -51,9 +52,10 @@ class Canceled:
 
 @dataclass(frozen=True, slots=True)
 class Sleeping:
-    """A run waits for a timer, an event or a child; ``wake_after`` in seconds, or ``wake_at``."""
+    """A run waits until ``wake_at``, or in its steps of these ``keys``, each with an end of its own."""
 
-    wake_at: Any = None
+    wake_at: datetime | None = None
+    keys: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

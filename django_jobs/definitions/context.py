@@ -4,14 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
 from django_jobs.definitions.retry import Retry
 from django_jobs.errors import ConfigurationError
+from django_jobs.lifecycle import StepKind
 
 if TYPE_CHECKING:
     from django_jobs.models import Job
+
+
+@dataclass(frozen=True, slots=True)
+class WaitFor:
+    """What a step waits for, with no worker meanwhile.
+
+    ``seconds`` or ``until`` is the end of a sleep; ``seconds`` of another wait is its time limit.
+    """
+
+    kind: StepKind
+    seconds: float | timedelta | None = None
+    until: datetime | None = None
+    event: str | None = None
+    default: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +42,7 @@ class StepCall:
     timeout: float | timedelta | None = None
     transactional: bool | None = None
     compensate: Any = None
+    wait: WaitFor | None = None
 
 
 class Log(Protocol):
@@ -192,7 +208,105 @@ class TaskContext(StepMethods):
 
 
 class WorkflowContext(StepMethods):
-    """The first argument of a code workflow."""
+    """The first argument of a code workflow.
+
+    A run that waits in one of the methods here holds no worker: the pass ends, and the handler
+    starts from the top when the wait may be over.
+    """
+
+    def sleep(self, id: str, duration: float | timedelta, /) -> Any:
+        """Wait for a ``duration``: seconds, or a timedelta.
+
+        The wake-up is an absolute moment, fixed when the sleep is first reached: later passes, a
+        pause and a crash do not move it.
+        """
+        return self._driver.step(self._sleep(id, duration))
+
+    def sleep_until(self, id: str, moment: datetime, /) -> Any:
+        """Wait until an aware ``moment``; one that has passed is now."""
+        return self._driver.step(self._sleep_until(id, moment))
+
+    def wait_for_event(
+        self,
+        id: str,
+        name: str,
+        /,
+        *,
+        timeout: float | timedelta | None = None,
+        default: Any = None,
+    ) -> Any:
+        """Wait for an event ``name`` sent by ``send_event(name, payload, to=job)``; return its payload.
+
+        The oldest one that no other wait has taken counts, also when it was sent before the wait.
+        After ``timeout`` without one, ``default`` is returned; the limit is an absolute moment,
+        fixed when the wait is first reached.
+        """
+        return self._driver.step(self._event(id, name, timeout=timeout, default=default))
+
+    def child(
+        self,
+        id: str,
+        target: Any,
+        /,
+        *args: Any,
+        timeout: float | timedelta | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Start ``target``, a workflow or a task, as a child run once, wait for its end, and return its output.
+
+        Raises JobFailed when the child failed, JobCanceled when it was canceled. After ``timeout`` the
+        step fails with code "timeout", and the child goes on.
+        """
+        return self._driver.step(self._child(id, target, *args, timeout=timeout, **kwargs))
+
+    def call(self, id: str, target: Any, /, *args: Any, **kwargs: Any) -> StepCall:
+        """Describe a step for :meth:`gather`; options and input as of :meth:`task`.
+
+        A workflow as ``target`` is a child run. A wait is described by its method:
+        ``run.call("approval", run.wait_for_event, "order.approved")``.
+        """
+        described = getattr(target, "__func__", None)
+        if getattr(target, "__self__", None) is self and described in _DESCRIBE:
+            return _DESCRIBE[described](self, id, *args, **kwargs)
+        return super().call(id, target, *args, **kwargs)
+
+    def _sleep(self, id: str, duration: float | timedelta, /) -> StepCall:
+        return StepCall(id, None, wait=WaitFor(StepKind.SLEEP, seconds=duration))
+
+    def _sleep_until(self, id: str, moment: datetime, /) -> StepCall:
+        return StepCall(id, None, wait=WaitFor(StepKind.SLEEP, until=moment))
+
+    def _event(
+        self,
+        id: str,
+        name: str,
+        /,
+        *,
+        timeout: float | timedelta | None = None,
+        default: Any = None,
+    ) -> StepCall:
+        wait = WaitFor(StepKind.EVENT, seconds=timeout, event=name, default=default)
+        return StepCall(id, None, wait=wait)
+
+    def _child(
+        self,
+        id: str,
+        target: Any,
+        /,
+        *args: Any,
+        timeout: float | timedelta | None = None,
+        **kwargs: Any,
+    ) -> StepCall:
+        return StepCall(id, target, args, kwargs, wait=WaitFor(StepKind.CHILD, seconds=timeout))
+
+
+#: How each method that waits describes its step, for :meth:`WorkflowContext.call`.
+_DESCRIBE: dict[Any, Callable[..., StepCall]] = {
+    WorkflowContext.sleep: WorkflowContext._sleep,
+    WorkflowContext.sleep_until: WorkflowContext._sleep_until,
+    WorkflowContext.wait_for_event: WorkflowContext._event,
+    WorkflowContext.child: WorkflowContext._child,
+}
 
 
 class StepView(Protocol):

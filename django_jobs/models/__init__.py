@@ -1,7 +1,7 @@
 """The tables: one noun a module."""
 
 from django_jobs.models.catalogue import Queue, Task, Worker
-from django_jobs.models.history import Event, HistoryEntry
+from django_jobs.models.history import Broadcast, Event, HistoryEntry
 from django_jobs.models.job import Job, WorkflowRun
 from django_jobs.models.limits import IdempotencyKey, KeyLock, Permit, RateStart
 from django_jobs.models.schedule import Callback, OutboxMessage, Schedule, SeenSignature, Tick
@@ -9,6 +9,7 @@ from django_jobs.models.step import Attempt, LogLine, TaskStatus
 
 __all__ = [
     "Attempt",
+    "Broadcast",
     "Callback",
     "Event",
     "HistoryEntry",

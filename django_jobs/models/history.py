@@ -74,3 +74,17 @@ class Event(models.Model):
 
     def __str__(self) -> str:
         return f"{self.name} to {self.job_id}"
+
+
+class Broadcast(models.Model):
+    """The receivers of an event that was sent to all who waited, under a key: it is sent once."""
+
+    key_hash = models.CharField(max_length=32, primary_key=True)
+    receivers = JSONField(default=list)
+    sent_at = models.DateTimeField(db_index=True)
+
+    class Meta:
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return self.key_hash

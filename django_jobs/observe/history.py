@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from django_jobs.lifecycle import DRIVEN, NEXT, AttemptStatus, Status, StepStatus
+from django_jobs.lifecycle import DRIVEN, NEXT, WAITS, AttemptStatus, Status, StepStatus
 from django_jobs.models import Attempt, HistoryEntry, Job, TaskStatus
 
 #: Jobs whose rows are read together.
@@ -249,7 +249,7 @@ def _of_step(step: TaskStatus, failed: list[Attempt], created_at: datetime) -> I
             frm=frm, to=to, step=name, **more,
         )  # fmt: skip
 
-    first = StepStatus.SLEEPING if step.kind in ("sleep", "event") else StepStatus.RUNNING
+    first = StepStatus.SLEEPING if step.kind in WAITS else StepStatus.RUNNING
     if step.status in (StepStatus.SKIPPED, StepStatus.PENDING) and not step.total_tried:
         first = StepStatus.PENDING
     yield entry(started, first, None, fence=step.fence if not failed else failed[0].fence)

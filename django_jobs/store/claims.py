@@ -13,6 +13,7 @@ from django_jobs import failpoints, jsonvalues
 from django_jobs.lifecycle import AttemptStatus, Kind, Status
 from django_jobs.store import history, permits
 from django_jobs.store.session import Session
+from django_jobs.store.waking import wake_due
 
 
 @dataclass(slots=True)
@@ -175,27 +176,7 @@ def open_gates(session: Session, limit: int = 1000) -> int:
         """,
         limit=limit,
     )
-    return opened + wake_sleepers(session, limit)
-
-
-def wake_sleepers(session: Session, limit: int) -> int:
-    """sleeping → pending for runs whose wake-up has come."""
-    due = session.rows(
-        "SELECT id FROM {job} WHERE status = 'sleeping' AND run_after <= {now} ORDER BY run_after LIMIT %(limit)s "
-        "{skip_locked}",
-        limit=limit,
-    )
-    woken = 0
-    for (job_id,) in due:
-        woken += history.move(
-            session,
-            job_id,
-            event="woken",
-            frm=[Status.SLEEPING],
-            to=Status.PENDING,
-            sets="gate = 'open', due_at = run_after",
-        )
-    return woken
+    return opened + wake_due(session, limit)
 
 
 def seconds_to_next_due(session: Session) -> float | None:

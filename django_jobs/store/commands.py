@@ -10,7 +10,7 @@ from uuid import UUID
 
 from django_jobs import conf, jsonvalues
 from django_jobs.lifecycle import COMMANDS, KEEP, REFUSE, Command, Status
-from django_jobs.store import history, jobs, permits
+from django_jobs.store import endings, history, jobs, permits
 from django_jobs.store.session import Session
 
 #: Times that jobs are looked at again because somebody else was faster.
@@ -202,6 +202,7 @@ def _after_cancel(session: Session, moved: list[Seen]) -> None:
             "DELETE FROM {permit} WHERE job_id {among(ids)}", ids=[one.job_id for one in idle]
         )
     _make_room(session, idle)
+    endings.ended(session, listed)
 
 
 def _after_retry(session: Session, moved: list[Seen]) -> None:
@@ -327,9 +328,8 @@ def _is_related(step_id: str, named: str) -> bool:
 RUN_NOW_WHERE = {
     Status.PENDING: "gate <> 'permit' AND (gate = 'timer' OR due_at > {now})",
     Status.SLEEPING: (
-        "run_after > {now} AND (error IS NOT NULL OR NOT EXISTS (SELECT 1 FROM {taskstatus} s "
-        "WHERE s.job_id = {job}.id AND s.kind IN ('sleep', 'event', 'child') "
-        "AND s.status IN ('pending', 'running', 'sleeping')))"
+        "run_after > {now} AND (gate <> 'wait' OR NOT EXISTS (SELECT 1 FROM {taskstatus} s "
+        "WHERE s.job_id = {job}.id AND s.kind IN ('sleep', 'event', 'child') AND s.status = 'sleeping'))"
     ),
 }
 

@@ -33,7 +33,9 @@ def move(
     ``sets`` and ``where`` are further SQL of the engine's own making, with their values in
     ``params``. Returns 1, or 0 when somebody else won: then nothing was written.
     """
-    allowed = [status for status in frm if to in NEXT[status] or status == to]
+    allowed = [
+        status for status in frm if to in NEXT[status] or (status == to and not status.is_final)
+    ]
     if not allowed:
         return 0
     listed = ", ".join(f"'{status}'" for status in allowed)

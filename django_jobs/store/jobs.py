@@ -62,10 +62,11 @@ class Inserted:
 
 
 CHANNEL = "django_jobs"
+# Cast, so that the server too can tell the type of a name that is used in three places.
 WITH_QUEUE = """
 WITH new_queue AS (
     INSERT INTO {queue} (name)
-    SELECT %(queue_name)s WHERE NOT EXISTS (SELECT 1 FROM {queue} WHERE name = %(queue_name)s)
+    SELECT %(queue_name)s::varchar WHERE NOT EXISTS (SELECT 1 FROM {queue} WHERE name = %(queue_name)s::varchar)
     ON CONFLICT DO NOTHING
 )
 """
@@ -87,7 +88,7 @@ def insert(session: Session, job: NewJob, *, notify: bool) -> Inserted:
     sql = _insert_sql(columns)
     values = _values(job, columns)
     if session.vendor == "postgresql":
-        wake = f", pg_notify('{CHANNEL}', %(queue_name)s)" if notify else ""
+        wake = f", pg_notify('{CHANNEL}', %(queue_name)s::varchar)" if notify else ""
         row = session.one(f"{WITH_QUEUE} {sql} RETURNING {RETURNED}{wake}", **values)
     else:
         ensure_queue(session, job.queue_name)

@@ -6,7 +6,7 @@ from uuid import UUID
 
 from django_jobs import ids, jsonvalues
 from django_jobs.lifecycle import Status
-from django_jobs.store import history
+from django_jobs.store import endings, history
 from django_jobs.store.session import Session
 
 #: Seconds for which a key holds after its job was made; longer while the job lives.
@@ -116,9 +116,12 @@ def _cancel(
         "traceback": "",
         "code": code,
     }
-    return history.move(
+    moved = history.move(
         session, job_id, event=code, frm=[Status.PENDING, Status.PAUSED], to=Status.CANCELED,
         where=" AND started_at IS NULL", detail={"error": {"message": message, "code": code}},
         sets="error = {json(error)}, finished_at = {now}, superseded_by = %(successor)s, fence = fence + 1",
         error=jsonvalues.dumps(error, what="error"), successor=successor,
     )  # fmt: skip
+    if moved:
+        endings.ended(session, [job_id])
+    return moved

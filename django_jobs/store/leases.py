@@ -8,7 +8,7 @@ from uuid import UUID
 
 from django_jobs.errors import ErrorDict
 from django_jobs.lifecycle import AttemptStatus, Status
-from django_jobs.store import history, permits, record
+from django_jobs.store import endings, history, permits, record
 from django_jobs.store.claims import Claim
 from django_jobs.store.session import Session
 from django_jobs.store.steps import dump_error
@@ -133,6 +133,8 @@ def take_back(
             id=job.job_id, error=dump_error(lost), fence=job.fence, worker=job.worker,
         )  # fmt: skip
     _free(session, job, final=to == Status.FAILED)
+    if to == Status.FAILED:
+        endings.ended(session, [job.job_id])
     return str(to)
 
 

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from django_jobs import conf, failpoints, jsonvalues
 from django_jobs.errors import ErrorDict
-from django_jobs.lifecycle import AttemptStatus, Status, StepStatus
+from django_jobs.lifecycle import AttemptStatus, Gate, Status, StepStatus
 from django_jobs.outcomes import (
     Canceled,
     Completed,
@@ -23,11 +23,12 @@ from django_jobs.outcomes import (
     Sleeping,
     TryAgain,
 )
-from django_jobs.store import history, jobs, permits
+from django_jobs.store import endings, history, jobs, permits, waits
 from django_jobs.store.claims import Claim
 from django_jobs.store.dialects.mysql import portions
 from django_jobs.store.session import Session
 from django_jobs.store.steps import Answer, StepWrite, dump_error, write_steps
+from django_jobs.store.waits import Wait
 
 
 @dataclass(slots=True)
@@ -63,7 +64,7 @@ class Finish:
     outcome: Outcome
 
 
-Item = StepWrite | LogWrite | ProgressWrite | NoteWrite | Finish
+Item = StepWrite | Wait | LogWrite | ProgressWrite | NoteWrite | Finish
 
 
 #: The statuses of jobs whose rows are locked, by id and the fence that they still have.
@@ -135,6 +136,8 @@ def _write(session: Session, item: Item, owned: Owned) -> Answer:
             )  # fmt: skip
         case Finish():
             return _finish(session, item.claim, item.outcome, Status(status))
+        case Wait():
+            return waits.look(session, item, Status(status))
         case StepWrite():
             return write_steps(session, [item])[0]
         case _:
@@ -294,14 +297,7 @@ def _finish(session: Session, claim: Claim, outcome: Outcome, status: Status) ->
             )
             _end_attempt(session, claim, AttemptStatus.CANCELED, outcome.error)
         case Sleeping():
-            _leave(
-                session,
-                claim,
-                Status.SLEEPING,
-                event="sleeping",
-                wake_at=outcome.wake_at,
-                clear_error=True,
-            )
+            _fall_asleep(session, claim, outcome)
             _end_attempt(session, claim, AttemptStatus.CANCELED, None)
         case Parked():
             _park(session, claim, outcome.error)
@@ -314,7 +310,10 @@ def _finish(session: Session, claim: Claim, outcome: Outcome, status: Status) ->
             return "written"
         case _:
             assert_never(outcome)
-    _free(session, claim, final=isinstance(outcome, Completed | Failed | Canceled))
+    is_end = isinstance(outcome, Completed | Failed | Canceled)
+    _free(session, claim, final=is_end)
+    if is_end:
+        endings.claim_ended(session, claim)
     return "written"
 
 
@@ -332,6 +331,7 @@ def _finish_unsteered(session: Session, claim: Claim, outcome: Outcome, status: 
              frm=[Status.PAUSED, Status.PENDING])  # fmt: skip
         _end_attempt(session, claim, AttemptStatus.CANCELED, outcome.error)
         _free(session, claim, final=True)
+        endings.claim_ended(session, claim)
         return "written"
     if isinstance(outcome, Failed) or (isinstance(outcome, Completed) and not claim.is_run):
         write_steps(session, [own_result(claim, outcome)])
@@ -371,6 +371,29 @@ def own_result(claim: Claim, outcome: Completed | Failed) -> StepWrite:
     return own
 
 
+def _fall_asleep(session: Session, claim: Claim, outcome: Sleeping) -> None:
+    """running → sleeping, or pending at once where what the run waits for is there already.
+
+    It is looked for under the row's lock, which whoever sends an event or ends a child takes too:
+    no wake-up is lost between the last look of the pass and here.
+    """
+    is_due, wake_at = False, outcome.wake_at
+    if outcome.keys:
+        is_due, wake_at = waits.standing(session, claim.job_id, outcome.keys)
+    if is_due:
+        _leave(
+            session, claim, Status.PENDING, event="woken", delay=0.0, gate=Gate.OPEN, clear_error=True,
+            detail={"reason": "what it waits for is there"},
+        )  # fmt: skip
+        if conf.get().notify:
+            jobs.wake(session, claim.queue_name)
+    else:
+        _leave(
+            session, claim, Status.SLEEPING, event="sleeping", wake_at=wake_at, gate=Gate.WAIT,
+            clear_error=True,
+        )  # fmt: skip
+
+
 def _leave(
     session: Session,
     claim: Claim,
@@ -382,11 +405,14 @@ def _leave(
     error: ErrorDict | None = None,
     clear_error: bool = False,
     counted: bool = False,
+    gate: Gate = Gate.TIMER,
     detail: Any = None,
 ) -> None:
     """running → pending or sleeping, due again later."""
-    when = "%(wake_at)s" if delay is None else "{after(delay)}"
-    sets = f"run_after = {when}, gate = 'timer', lease_expires_at = NULL"
+    when = "{moment(wake_at)}" if delay is None else "{after(delay)}"
+    sets = f"run_after = {when}, gate = '{gate}', lease_expires_at = NULL"
+    if gate == Gate.OPEN:
+        sets += f", due_at = {when}"
     if error is not None:
         sets += ", error = {json(error)}"
     elif clear_error:

@@ -101,6 +101,7 @@ def rules(settings: conf.JobsSettings) -> list[Rule]:
             0.0,
         ),
         Rule("ratestart", "id", "at < {limit}", RATE_WINDOW),
+        Rule("broadcast", "key_hash", "sent_at < {limit}", keep),
     ]  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from django_jobs.definitions.context import StepCall
 from django_jobs.definitions.options import check_step_id, seconds
 from django_jobs.definitions.retry import Retry
 from django_jobs.definitions.task import Definition
+from django_jobs.enqueueing import Prepared
 from django_jobs.errors import ConfigurationError, InvalidInput, UnknownTask
 from django_jobs.lifecycle import StepKind
 from django_jobs.workflows import retrying
@@ -41,6 +42,8 @@ class Planned:
     input: dict[str, Any]
     input_text: str
     transactional: bool = False
+    #: The checked call of a child run.
+    child: Prepared | None = None
 
     @property
     def name(self) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from django.dispatch import Signal
 
-from django_jobs import clock, conf, failpoints, jsonvalues, signals
+from django_jobs import clock, conf, enqueueing, failpoints, jsonvalues, signals
 from django_jobs.definitions.context import StepCall, TaskContext
 from django_jobs.definitions.retry import Retry
 from django_jobs.definitions.task import Definition
@@ -20,13 +20,14 @@ from django_jobs.errors import (
     DuplicateStepId,
     ErrorDict,
     InvalidOutput,
+    JobCanceled,
     JobFailed,
     JobsError,
     NonDeterministic,
     NotSerializable,
     RetryLater,
 )
-from django_jobs.lifecycle import StepStatus
+from django_jobs.lifecycle import WAITS, StepKind, StepStatus
 from django_jobs.models import Job, TaskStatus
 from django_jobs.outcomes import (
     Canceled,
@@ -36,6 +37,7 @@ from django_jobs.outcomes import (
     Lost,
     Outcome,
     Parked,
+    Sleeping,
     TryAgain,
 )
 from django_jobs.store.claims import Claim, StepRecord
@@ -43,7 +45,8 @@ from django_jobs.store.record import NoteWrite
 from django_jobs.store.record import record as write_all
 from django_jobs.store.session import Session
 from django_jobs.store.steps import StepWrite
-from django_jobs.workflows import retrying
+from django_jobs.store.waits import Wait
+from django_jobs.workflows import retrying, waiting
 from django_jobs.workflows.asking import on_loop
 from django_jobs.workflows.attempt import Attempt, Recorder
 from django_jobs.workflows.io import IO, LoopIO, ThreadIO, drive, is_being_canceled
@@ -97,6 +100,8 @@ class Replay(Attempt):
         self._marked = bool(self._records) or claim.fence > 1
         #: How the pass ended within each step, by its key; under None for the handler itself.
         self._ends: dict[str | None, PassEnds] = {}
+        #: The waits that this pass has found not to be over.
+        self._parked: set[str] = set()
         #: A mistake that fails the run even where the handler catches it.
         self.mistake: JobsError | None = None
         #: The outcome is stored; only callbacks follow.
@@ -118,6 +123,9 @@ class Replay(Attempt):
     def end(self) -> Outcome | None:
         """The outcome of a pass that ended early, even where the handler caught that."""
         end = self._ends.get(None)
+        if end is not None and isinstance(end.outcome, Sleeping):
+            # Several waits at once: the first that is over wakes the run.
+            return Sleeping(keys=frozenset(self._parked))
         return None if end is None else end.outcome
 
     @property
@@ -163,14 +171,14 @@ class Replay(Attempt):
 
     async def _one(self, call: StepCall) -> Any:
         try:
-            return await self._run(self._reserve([plan(call, self._run_level)])[0])
+            return await self._run(self._reserve([self._plan(call)])[0])
         except PassEnds as end:
             self._note_end(end)
             raise
 
     async def _all(self, calls: list[StepCall]) -> list[Any]:
         try:
-            planned = self._reserve([plan(call, self._run_level) for call in calls])
+            planned = self._reserve([self._plan(call) for call in calls])
             results = await self._io.together(
                 [functools.partial(self._run, step) for step in planned]
             )
@@ -179,6 +187,11 @@ class Replay(Attempt):
         except PassEnds as end:
             self._note_end(end)
             raise
+
+    def _plan(self, call: StepCall) -> Planned:
+        if waiting.is_wait(call):
+            return waiting.plan_wait(call, self.claim)
+        return plan(call, self._run_level)
 
     @property
     def _run_level(self) -> Retry | None:
@@ -234,12 +247,38 @@ class Replay(Attempt):
         record = self._records.get(step.key)
         if record is not None:
             if record.status == StepStatus.COMPLETED and self._restores(step, record):
-                return self._load(step, record.output)
+                return self._load(step, record.output, timed_out=record.failures > 0)
             if record.status == StepStatus.FAILED and record.error is not None:
                 raise _failure(step, jsonvalues.loads(record.error))
         self._check_alive()
+        if step.kind in WAITS:
+            return await self._wait(step)
         await self._mark_start(step, record)
         return await self._execute(step, record)
+
+    async def _wait(self, step: Planned) -> Any:
+        """Begin a wait, or look at it again; the pass ends where it is not over."""
+        with self._lock:
+            self._done_no += 1
+            wait = waiting.begin(step, self.claim, self._done_no)
+        match await self._io.write(wait):
+            case "paused":
+                raise PassEnds(HandedBack("paused"))
+            case "lost":
+                raise PassEnds(Lost({"step": step.name}))
+        self._marked = True
+        self._remember_wait(wait)
+        if wait.enqueued is not None:
+            enqueued = [wait.enqueued]
+            await self._io.call(lambda: enqueueing.announce(enqueued), None)
+        if wait.status == StepStatus.SLEEPING:
+            self._parked.add(step.key)
+            raise PassEnds(Sleeping(keys=frozenset([step.key])))
+        if wait.error is not None:
+            await self._announce(signals.step_failed, step, error=wait.error)
+            raise _failure(step, wait.error)
+        await self._announce(signals.step_completed, step)
+        return self._load(step, wait.output, timed_out=wait.timed_out)
 
     def _restores(self, step: Planned, record: StepRecord) -> bool:
         restore = step.retry.restore if step.retry is not None else True
@@ -545,10 +584,24 @@ class Replay(Attempt):
             )  # fmt: skip
             self._groups.setdefault(write.step_id, set()).add(group(write.kind))
 
+    def _remember_wait(self, wait: Wait) -> None:
+        with self._lock:
+            known = self._records.get(wait.step_key)
+            self._records[wait.step_key] = StepRecord(
+                id=known.id if known else None, step_key=wait.step_key, step_id=wait.step_id, slug=wait.slug,
+                kind=wait.kind, status=wait.status, input=wait.input, output=wait.output,
+                error=jsonvalues.dumps(wait.error, what="error") if wait.error else None,
+                total_tried=int(wait.status != StepStatus.SLEEPING), failures=int(wait.timed_out), done_no=wait.done_no,
+                wake_at=known.wake_at if known else None, event_name=wait.event_name, child=wait.child,
+            )  # fmt: skip
+            self._groups.setdefault(wait.step_id, set()).add(group(wait.kind))
+
     def _secrets(self, step: Planned) -> Secrets:
         return Secrets(step.definition, step.input, around=self.secrets)
 
-    def _load(self, step: Planned, output: str | None) -> Any:
+    def _load(self, step: Planned, output: str | None, *, timed_out: bool = False) -> Any:
+        if step.kind == StepKind.EVENT and timed_out and step.call.wait is not None:
+            return step.call.wait.default
         stored = jsonvalues.loads(output)
         return stored if step.definition is None else step.definition.schema.load_output(stored)
 
@@ -591,11 +644,14 @@ def _as_status(step: StepRecord) -> dict[str, Any]:
 def _failure(step: Planned, error: ErrorDict) -> JobFailed:
     kind = str(error.get("type", "")).rpartition(".")[2]
     message = f"Step {step.name} failed: {kind}: {error.get('message')}"
-    return retrying.mark_step_failure(JobFailed(message, error), step.path)
+    # Only a child run can have been canceled while its parent goes on.
+    is_canceled = step.kind == StepKind.CHILD and kind == CancelJob.__name__
+    failed = JobCanceled(message, error) if is_canceled else JobFailed(message, error)
+    return retrying.mark_step_failure(failed, step.path)
 
 
 def _severity(outcome: Outcome) -> tuple[int, float]:
     """Which of several ends of a pass holds: the graver one, then the one that waits longest."""
-    order = [Later, TryAgain, Failed, HandedBack, Parked, Canceled, Lost]
+    order = [Sleeping, Later, TryAgain, Failed, HandedBack, Parked, Canceled, Lost]
     rank = order.index(type(outcome)) if type(outcome) in order else 0
     return rank, float(getattr(outcome, "delay", 0.0) or 0.0)

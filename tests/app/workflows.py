@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any
 
 from django_jobs import WorkflowContext, task, workflow
 from tests.app.jobs import note
@@ -34,3 +37,32 @@ async def run_that_waits_async(run: WorkflowContext, marks: str) -> None:
     except asyncio.CancelledError:
         note(marks, "run canceled")
         raise
+
+
+@workflow
+def sleeper(run: WorkflowContext, days: float) -> str:
+    run.sleep("cool-off", timedelta(days=days))
+    return "awake"
+
+
+@workflow
+def approval(run: WorkflowContext, days: float | None = None) -> Any:
+    """Wait for an event, by default without a limit."""
+    limit = None if days is None else timedelta(days=days)
+    return run.wait_for_event("approval", "order.approved", timeout=limit, default="nobody")
+
+
+@workflow
+def invoice(run: WorkflowContext, order_id: int, amount: Decimal = Decimal("1.50")) -> Decimal:
+    """Take a day, and fail for a negative order."""
+    run.sleep("let it lie", timedelta(days=1))
+    if order_id < 0:
+        raise ValueError(f"no order {order_id}")
+    return amount * order_id
+
+
+@workflow
+def parent(run: WorkflowContext, order_id: int) -> Decimal:
+    value = run.child("invoice", invoice, order_id=order_id)
+    assert isinstance(value, Decimal)
+    return value

@@ -15,7 +15,7 @@ from django_jobs import clock
 _TOKEN = re.compile(r"\{(\w+)(?:\(([\w.]+)\))?\}")
 TABLES = (
     "job taskstatus attempt logline historyentry event task queue worker permit ratestart idempotencykey "
-    "schedule tick outboxmessage seensignature callback keylock"
+    "schedule tick outboxmessage seensignature callback keylock broadcast"
 ).split()
 
 
