@@ -11,6 +11,7 @@ from django_jobs.definitions.context import StepContext, TaskContext, WorkflowCo
 from django_jobs.definitions.dag import DAG
 from django_jobs.definitions.limits import Concurrency, RateLimit
 from django_jobs.definitions.retry import Retry
+from django_jobs.definitions.schedule import Schedule
 from django_jobs.definitions.task import task, workflow
 from django_jobs.errors import (
     CancelJob,
@@ -36,9 +37,11 @@ from django_jobs.errors import (
 )
 
 if TYPE_CHECKING:
+    from datetime import datetime
     from uuid import UUID
 
     from django_jobs.models import Job
+    from django_jobs.scheduling import TickReport
     from django_jobs.worker.report import RunReport
 
 __version__ = "0.1.0"
@@ -64,6 +67,7 @@ __all__ = [
     "RateLimit",
     "Retry",
     "RetryLater",
+    "Schedule",
     "SignatureError",
     "StepContext",
     "TaskContext",
@@ -73,6 +77,7 @@ __all__ = [
     "WorkflowContext",
     "enqueue",
     "get_job",
+    "handle_schedules",
     "run_job",
     "run_jobs",
     "send_event",
@@ -129,3 +134,13 @@ def run_job(job_id: UUID | str) -> RunReport:
     from django_jobs.worker.local import run_job as run
 
     return run(job_id)
+
+
+def handle_schedules(now: datetime | None = None) -> TickReport:
+    """Fire every slot of every schedule that is due; ``now`` is the database's time by default.
+
+    Safe to call from any number of processes at once.
+    """
+    from django_jobs.scheduling import handle_schedules as handle
+
+    return handle(now)

@@ -14,6 +14,7 @@ from django_jobs.definitions import registry
 from django_jobs.definitions.limits import Concurrency, RateLimit
 from django_jobs.definitions.options import NOTHING, OPTION_NAMES, Options, check_name, seconds
 from django_jobs.definitions.retry import Retry
+from django_jobs.definitions.schedule import Schedule, check_schedules
 from django_jobs.definitions.schema import UNSET, Schema
 from django_jobs.errors import ConfigurationError, InvalidInput
 from django_jobs.lifecycle import Kind
@@ -52,7 +53,7 @@ class Definition:
     on_failure: Callable[..., Any] | None = None
     concurrency: Concurrency | None = None
     rate_limit: RateLimit | None = None
-    schedules: tuple[Any, ...] = ()
+    schedules: tuple[Schedule, ...] = ()
     required_input: tuple[str, ...] | None = None
     transactional: bool = False
     isolation: Literal["thread", "process"] = "thread"
@@ -211,8 +212,8 @@ def _checked(given: dict[str, Any]) -> dict[str, Any]:
     checked["concurrency"] = Concurrency.of(checked.get("concurrency"))
     if isinstance(checked.get("rate_limit"), str):
         checked["rate_limit"] = RateLimit(checked["rate_limit"])
-    for name in ("schedules", "redact"):
-        checked[name] = tuple(checked.get(name) or ())
+    checked["schedules"] = check_schedules(checked.get("schedules"))
+    checked["redact"] = tuple(checked.get("redact") or ())
     if checked.get("required_input") is not None:
         checked["required_input"] = tuple(checked["required_input"])
     return checked
@@ -231,7 +232,7 @@ _COMMON = frozenset(
     "runner redact input_schema output_schema acknowledge".split()
 )
 #: Settings of definitions, and of calls, that later releases bring. Refused, so that nobody relies on them.
-NOT_YET = ("rate_limit", "schedules")
+NOT_YET = ("rate_limit",)
 NOT_YET_IN_CALLS = ("debounce", "fair_by")
 KNOWN: dict[Kind, frozenset[str]] = {
     Kind.TASK: _COMMON | {"takes_context", "transactional", "isolation"},

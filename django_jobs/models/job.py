@@ -202,7 +202,7 @@ class Job(JobCommands, models.Model):
             ),
             PartialIndex(
                 name="django_jobs_by_schedule",
-                fields=["schedule", "slot"],
+                fields=["schedule", "finished_at", "slot"],
                 where=Q(schedule__isnull=False),
             ),
             PartialIndex(

@@ -192,17 +192,21 @@ class Session:
             # The link is broken, or the server has rolled back by itself; a new one is opened.
             self.connection.close()
 
-    def committed(self, work: Callable[[Session], T]) -> T:
+    def committed(self, work: Callable[[Session], T], *, limit: float | None = None) -> T:
         """Run ``work`` in one transaction; repeat it where that can help.
 
         Repeated are deadlocks, serialization failures and locks, and a lost connection once it is
         back, a bounded number of times with jitter. A COMMIT whose answer was lost is repeated
         too, so ``work`` must recognise its own earlier success. Never repeated inside of the
-        caller's transaction, which reports the error itself.
+        caller's transaction, which reports the error itself. With ``limit`` it is a
+        :meth:`limited_transaction` of so many seconds.
         """
         for attempt in range(1, TRIES + 1):
             try:
-                with self.transaction():
+                if limit is None or self.in_callers_transaction:
+                    with self.transaction():
+                        return work(self)
+                with self.limited_transaction(limit):
                     return work(self)
             except Exception as error:
                 lost = self.dialect.is_lost(error)
