@@ -196,7 +196,7 @@ class Schedule(ScheduleCommands, models.Model):
         self.changed_at = moment
         if not self._has_changed("expression", "timezone", "enabled"):
             return ["changed_at"]
-        if self._has_changed("expression"):
+        if not self._state.adding and self._has_changed("expression"):
             self.anchor = moment
         floor = max(moment, self.last_slot or moment)
         self.next_slot = self.timing.next(floor, self.anchor) if self.enabled else None

@@ -237,7 +237,7 @@ DAMAGE: dict[str, tuple[Callable[[], Job], Callable[[Job], Any], str]] = {
         completed,
         lambda job: Job.units.update(
             slot=NOON,
-            schedule=Schedule.objects.create(name="daily", slug="add", expression="0 9 * * *", anchor=NOON),
+            schedule=Schedule.objects.create(name="daily", slug="echo", expression="0 9 * * *", anchor=NOON),
         ),
         "P7: schedule",
     ),

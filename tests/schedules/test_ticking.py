@@ -76,14 +76,20 @@ def test_a_job_of_a_schedule_runs_with_its_input_queue_and_zone() -> None:
         return {"day": slot.date().isoformat()}
 
     scheduled(
-        Schedule("0 10 * * *", timezone="Europe/Zurich", input=of, queue_name="reports", name="asked"),
+        Schedule(
+            "0 10 * * *", timezone="Europe/Zurich", input=of, queue_name="reports", name="asked"
+        ),
         Schedule("0 10 * * *", input={"day": "fixed"}, name="told"),
     )
     clock.freeze(at(10))
     assert handle_schedules().fired == 2
     drain()
     asked_job, told = Job.objects.order_by("schedule__name")
-    assert (asked_job.output, asked_job.queue_name, asked_job.slot) == ("2026-03-02", "reports", at(9))
+    assert (asked_job.output, asked_job.queue_name, asked_job.slot) == (
+        "2026-03-02",
+        "reports",
+        at(9),
+    )
     assert (told.output, told.queue_name) == ("fixed", "default")
     assert [slot.isoformat() for slot in asked] == ["2026-03-02T10:00:00+01:00"]
 
@@ -253,7 +259,10 @@ def test_a_key_that_refuses_the_job_is_an_error_of_its_slot() -> None:
     )
     clock.freeze(at(10))
     assert counts() == (1, 0, 1)
-    assert list(Tick.objects.order_by("slot").values_list("outcome", flat=True)) == ["fired", "failed"]
+    assert list(Tick.objects.order_by("slot").values_list("outcome", flat=True)) == [
+        "fired",
+        "failed",
+    ]
     assert "taken by job" in Row.objects.get().error["message"]
 
 
@@ -333,7 +342,9 @@ def test_a_row_switched_by_a_plain_update_fires_only_slots_from_then_on() -> Non
     assert counts() == (1, 0, 0)
 
 
-def test_a_row_whose_expression_was_changed_by_a_plain_update_fires_no_slot_of_the_old_one() -> None:
+def test_a_row_whose_expression_was_changed_by_a_plain_update_fires_no_slot_of_the_old_one() -> (
+    None
+):
     scheduled()
     row = Row.objects.create(name="own", slug="report", expression="@hourly")
     Row.objects.filter(pk=row.pk).update(expression="15 * * * *")

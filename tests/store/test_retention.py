@@ -236,7 +236,7 @@ def test_two_pruners_at_once_delete_each_job_once() -> None:
 
 def test_ticks_go_once_their_schedule_has_passed_them() -> None:
     schedule = Schedule.objects.create(
-        name="daily", slug="add", expression="0 9 * * *", anchor=NOON, last_slot=NOON - 9 * DAY
+        name="daily", slug="echo", expression="0 9 * * *", anchor=NOON, last_slot=NOON - 9 * DAY
     )
     for slot, age in ((NOON - 10 * DAY, 10 * DAY), (NOON - 8 * DAY, 8 * DAY), (NOON, DAY)):
         Tick.objects.create(schedule=schedule, slot=slot, outcome="fired", created_at=NOON - age)
