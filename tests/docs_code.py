@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -115,6 +116,10 @@ class Project:
             + '        "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;"}\n'
         )
         self.shell("python manage.py migrate -v 0", "prepare")
+
+    def copy_of(self, prepared: Project) -> None:
+        """:meth:`prepare` by copying a project that is prepared; its database is copied elsewhere."""
+        shutil.copytree(prepared.folder, self.folder, dirs_exist_ok=True)
 
     def run(self, block: Block) -> None:
         """Do what the block says; :class:`DocsError` when it does not come out as written."""

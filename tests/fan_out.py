@@ -22,6 +22,8 @@ import pytest
 
 from tests import embedded_pg
 
+#: Processes for each database.
+WORKERS = 2
 COUNTS_FILE = "TEST_COUNTS_FILE"
 LATER = "TEST_LATER_DATABASE"
 # pytest's categories, as the closing line counts them
@@ -134,6 +136,16 @@ def _line(counts: Counter[str]) -> str:
     return ", ".join(f"{counts[name]} {name}" for name in ("passed", "failed", "skipped"))
 
 
+def _is_whole_suite(config: pytest.Config) -> bool:
+    """Whether nothing is selected, and nobody said in how many processes it is to run."""
+    chosen = ("numprocesses", "keyword", "markexpr", "usepdb", "lf", "failedfirst", "stepwise")
+    return (
+        config.pluginmanager.has_plugin("xdist")
+        and config.args_source != pytest.Config.ArgsSource.ARGS
+        and not any(getattr(config.option, name, None) for name in chosen)
+    )
+
+
 class _Run:
     """One pytest process on one database; the first one writes to the terminal itself."""
 
@@ -152,12 +164,17 @@ class _Run:
             own.append(f"--junitxml={Path(xml).with_suffix('')}-{database}.xml")
         if basetemp := getattr(config.option, "basetemp", None):
             own.append(f"--basetemp={Path(basetemp) / database}")
+        if _is_whole_suite(config):
+            # Tests wait for processes half of their time.
+            own += ["-n", str(WORKERS), "--dist", "worksteal"]
         arguments = [str(argument) for argument in config.invocation_params.args]
         self._command = [sys.executable, "-m", "pytest", *arguments, *own]
         self._environment = {
             **os.environ,
             "TEST_DATABASE": database,
             COUNTS_FILE: str(self._counts),
+            # xdist's processes must collect the same tests in the same order.
+            "PYTHONHASHSEED": "0",
             **({LATER: "1"} if index else {}),
         }
         self._environment.pop("TEST_DB", None)  # of this process, which runs no test
