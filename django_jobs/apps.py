@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from django.apps import AppConfig
 from django.utils.module_loading import autodiscover_modules
 from django.utils.translation import gettext_lazy as _
@@ -19,3 +21,9 @@ class DjangoJobsConfig(AppConfig):
 
         autodiscover_modules("jobs", "tasks", "workflows")
         registry.check()
+        if "celery" in sys.modules:
+            # The project uses Celery: its app lives in the package that holds the settings, and its
+            # workers load Django after Celery. Nobody else pays for the import.
+            from django_jobs.celery import connect
+
+            connect()

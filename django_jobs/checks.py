@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 from django.apps import AppConfig
@@ -37,6 +38,29 @@ def check_definitions(app_configs: Sequence[AppConfig] | None, **kwargs: Any) ->
                 Error(str(error), hint=f"Defined at {definition.place}.", id="django_jobs.E002")
             )
     return found
+
+
+@register("django_jobs")
+def check_runners(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    """django_jobs.E007: jobs for Celery, and no Celery."""
+    if conf.problems():
+        return []  # E001 says why
+    settings = conf.get()
+    places = [f"the task {one.slug!r}" for one in registry.every() if one.runner == "celery"]
+    places += [
+        f"the queue {name!r}" for name, queue in settings.queues.items() if queue.runner == "celery"
+    ]
+    if settings.default_runner == "celery":
+        places.append('DJANGO_JOBS["DEFAULT_RUNNER"]')
+    if not places or find_spec("celery") is not None:
+        return []
+    return [
+        Error(
+            f"Celery is to run jobs (so says {', '.join(places)}), and is not installed.",
+            hint="Install the extra: pip install 'django-jobs-workflows[celery]'.",
+            id="django_jobs.E007",
+        )
+    ]
 
 
 @register("django_jobs")

@@ -140,6 +140,24 @@ def _runner(value: Any) -> str:
     return str(value)
 
 
+def _app_or_none(value: Any) -> str | None:
+    if value is None:
+        return None
+    module, _, name = value.partition(":") if isinstance(value, str) else ("", "", "")
+    if not name.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
+        raise _Wrong('the place of a Celery app such as "mysite.celery:app", or None')
+    return str(value)
+
+
+def _queue_map(value: Any) -> Mapping[str, str]:
+    pairs = value.items() if isinstance(value, Mapping) else [(None, None)]
+    for name, target in pairs:
+        if not isinstance(target, str) or not target:
+            raise _Wrong('a dict of names, for example {"mail": "mail-workers"}')
+        _queue_name(name)
+    return MappingProxyType(dict(value))
+
+
 def _signing_secrets(value: Any) -> tuple[str, ...]:
     expected = 'a list of secrets, each "whsec_" followed by base64 of at least 16 bytes'
     for secret in _names(value):
@@ -364,6 +382,26 @@ class JobsSettings:
         _names,
         "Names of further fields that are hidden wherever inputs and errors are shown.",
         group="Input",
+    )
+
+    celery_app: str | None = _key(
+        None,
+        _app_or_none,
+        'The Celery app that sends, as "mysite.celery:app"; None is the project\'s current one.',
+        group="Celery",
+    )
+    celery_queues: Mapping[str, str] = _key(
+        MappingProxyType({}),
+        _queue_map,
+        "Celery queue of each of our queues; the others go where Celery routes them.",
+        group="Celery",
+    )
+    celery_republish: float = _key(
+        60.0,
+        _seconds,
+        "A due job that no Celery worker took is published again after so long, then twice as long, and so on.",
+        unit="s",
+        group="Celery",
     )
 
     run_secret: str | None = _key(

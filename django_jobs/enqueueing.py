@@ -23,14 +23,18 @@ from django_jobs.definitions.task import Definition, check_priority
 from django_jobs.errors import ConfigurationError, DuplicateJob, InvalidInput
 from django_jobs.models import Job
 from django_jobs.store import jobs as rows
-from django_jobs.store import keys
-from django_jobs.store.jobs import NewJob
+from django_jobs.store import keys, outbox
+from django_jobs.store.jobs import NewJob, Promise
 from django_jobs.store.session import Session, engine_alias
 
 #: Tenant columns of Job.
 TENANT_COLUMNS = 3
 #: Called with (jobs, alias) once an enqueue has written them; django_jobs.testing.inline_jobs() runs them so.
 listeners: list[Callable[[list[Job], str], None]] = []
+#: What happens to new jobs of a runner right after their commit: called with (jobs, alias).
+starters: dict[str, Callable[[list[Job], str], None]] = {}
+#: Seconds in which a process that sends its own messages is not helped by others.
+HEAD_START = 5.0
 
 
 def enqueue(task: str | Definition, /, *, version: str | None = None, **input: Any) -> Job:
@@ -352,8 +356,9 @@ def write_prepared(
         jobs = write_within(session, definition, prepared)
     if signals.job_enqueued.receivers:
         transaction.on_commit(lambda: announce(jobs), using=alias)
-    if prepared[0].row.runner == "inline":
-        transaction.on_commit(lambda: _run_here(jobs, alias), using=alias)
+    starter = starters.get(prepared[0].row.runner)
+    if starter is not None:
+        transaction.on_commit(lambda: starter(jobs, alias), using=alias)
     for listener in list(listeners):
         listener(jobs, alias)
     return jobs
@@ -375,11 +380,20 @@ def _is_bound(prepared: list[Prepared]) -> bool:
 
 
 def _insert(session: Session, prepared: list[Prepared], notify: bool) -> list[Job]:
+    promise = _promise(prepared[0].row)
     if len(prepared) == 1:
-        times = rows.insert(session, prepared[0].row, notify=notify)
+        times = rows.insert(session, prepared[0].row, notify=notify, promise=promise)
     else:
-        times = rows.insert_many(session, [one.row for one in prepared], notify=notify)
+        listed = [one.row for one in prepared]
+        times = rows.insert_many(session, listed, notify=notify, promise=promise)
     return [_job(one, times, session.alias) for one in prepared]
+
+
+def _promise(row: NewJob) -> Promise | None:
+    """The message that goes with a job which others must be told of; one to come is told of when due."""
+    if row.runner != outbox.CELERY or row.run_after is not None or row.delay is not None:
+        return None
+    return Promise(outbox.CELERY, HEAD_START if outbox.CELERY in starters else 0.0)
 
 
 def _write_bound(
@@ -431,6 +445,9 @@ def _run_here(jobs: list[Job], alias: str) -> None:
     for job in jobs:
         run_job(job.pk, database=alias)
         job.refresh_from_db()
+
+
+starters["inline"] = _run_here
 
 
 def _reserve(session: Session, definition: Definition, row: NewJob) -> Job | None:

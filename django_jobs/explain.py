@@ -11,7 +11,8 @@ from django.db.models import Q
 
 from django_jobs import conf
 from django_jobs.lifecycle import DRIVEN, FINAL_STEPS, WAITS, Gate, Status, StepKind
-from django_jobs.models import Job, Permit, Queue, Task, TaskStatus, Worker
+from django_jobs.models import Job, OutboxMessage, Permit, Queue, Task, TaskStatus, Worker
+from django_jobs.store.outbox import CELERY
 from django_jobs.store.session import Session, engine_alias
 
 #: Heartbeats after which a worker that shows none is not counted on.
@@ -264,8 +265,40 @@ def _key(look: Look) -> ClosedGate | None:
     )  # fmt: skip
 
 
+def _broker(look: Look) -> ClosedGate | None:
+    """A job of the Celery runner: whether the broker was told, and when."""
+    job = look.job
+    if job.runner != CELERY or job.status != Status.PENDING or job.gate != Gate.OPEN:
+        return None
+    if job.due_at > look.now or (job.lease_expires_at and job.lease_expires_at >= look.now):
+        return None
+    messages = OutboxMessage.objects.using(look.alias).filter(job_id=job.pk, kind=CELERY)
+    message = messages.filter(status="pending").order_by("id").first()
+    duty = "a runjobs worker, or Celery's beat with our ticks or our scheduler, publishes it."
+    if message is None:
+        return ClosedGate(
+            "broker", "It is not published to Celery's broker yet.", f"It opens when {duty}"
+        )
+    about = {"published": message.sent_at, "tries": message.tries, "error": message.error}
+    if message.error:
+        return ClosedGate(
+            "broker", f"It could not be published to Celery's broker: {message.error.get('message', '')}",
+            f"It opens with the next try at {_moment(message.next_try_at)}, when {duty}", about,
+        )  # fmt: skip
+    if message.sent_at is None:
+        return ClosedGate(
+            "broker", "It is promised to Celery's broker, and not published yet.", f"It opens when {duty}", about
+        )  # fmt: skip
+    return ClosedGate(
+        "celery", f"It waits for a Celery worker since it was published at {_moment(message.sent_at)}.",
+        "celery -A <project> worker opens it; "
+        f"if the message is lost, it is published again after {_moment(message.next_try_at)}.",
+        about,
+    )  # fmt: skip
+
+
 PARTS: tuple[Callable[[Look], ClosedGate | None], ...] = (
-    _final, _paused, _held, _due, _asleep, _expired, _queue, _task, _worker, _code, _key,
+    _final, _paused, _held, _due, _asleep, _expired, _queue, _task, _worker, _code, _key, _broker,
 )  # fmt: skip
 
 

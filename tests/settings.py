@@ -3,7 +3,7 @@
 ``TEST_DATABASE`` (sqlite, postgresql or mariadb; sqlite when unset) picks the database of this
 process. The first process that loads these settings makes the database and leaves its address in
 ``TEST_DB``, so that xdist's workers and worker subprocesses find the same one. ``TEST_JOBS`` holds
-``DJANGO_JOBS`` as JSON, for worker subprocesses with short leases.
+``DJANGO_JOBS`` as JSON, for worker subprocesses with short leases, and ``TEST_CELERY`` those of Celery.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ STATIC_URL = "static/"
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 DJANGO_JOBS: dict[str, Any] = json.loads(os.environ.get("TEST_JOBS") or "{}")
+#: Celery's settings for worker subprocesses, as JSON.
+for _name, _value in json.loads(os.environ.get("TEST_CELERY") or "{}").items():
+    globals()[f"CELERY_{_name}"] = _value
 
 INSTALLED_APPS = [
     "django.contrib.admin",

@@ -10,7 +10,16 @@ from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
+from django_jobs.store import outbox
 from django_jobs.store.session import Session
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """A message of the outbox that goes with each new job; its writer sends it within ``head_start`` s."""
+
+    kind: str
+    head_start: float = 0.0
 
 
 @dataclass(slots=True)
@@ -82,22 +91,32 @@ RARE = {
 RETURNED = "created_at, due_at, run_after, gate"
 
 
-def insert(session: Session, job: NewJob, *, notify: bool) -> Inserted:
+def insert(
+    session: Session, job: NewJob, *, notify: bool, promise: Promise | None = None
+) -> Inserted:
     """Insert one job, and the row of its queue at its first use; one statement on PostgreSQL."""
     columns = _columns(job)
     sql = _insert_sql(columns)
     values = _values(job, columns)
     if session.vendor == "postgresql":
         wake = f", pg_notify('{CHANNEL}', %(queue_name)s::varchar)" if notify else ""
-        row = session.one(f"{WITH_QUEUE} {sql} RETURNING {RETURNED}{wake}", **values)
+        message = ""
+        if promise is not None:
+            message = f", message AS ({outbox.NEW_MESSAGE})"
+            values |= {"promise": promise.kind, "head_start": promise.head_start}
+        row = session.one(f"{WITH_QUEUE}{message} {sql} RETURNING {RETURNED}{wake}", **values)
     else:
         ensure_queue(session, job.queue_name)
         session.run(sql, **values)
+        if promise is not None:
+            outbox.promise(session, promise.kind, [job.id], head_start=promise.head_start)
         row = session.one(f"SELECT {RETURNED} FROM {{job}} WHERE id = %(id)s", id=job.id)
     return _inserted(session, row)
 
 
-def insert_many(session: Session, jobs: Sequence[NewJob], *, notify: bool) -> Inserted:
+def insert_many(
+    session: Session, jobs: Sequence[NewJob], *, notify: bool, promise: Promise | None = None
+) -> Inserted:
     """Insert ``jobs`` by one statement for each set of columns; return the times of the first."""
     queues = sorted({job.queue_name for job in jobs})
     for name in queues:
@@ -109,6 +128,9 @@ def insert_many(session: Session, jobs: Sequence[NewJob], *, notify: bool) -> In
             session.run(_insert_listed_sql(columns), **listed)
         else:
             session.dialect.insert_many(session, _insert_sql(columns), values)
+    if promise is not None:
+        ids = [job.id for job in jobs]
+        outbox.promise(session, promise.kind, ids, head_start=promise.head_start)
     if notify:
         for name in queues:
             wake(session, name)

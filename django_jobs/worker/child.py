@@ -23,7 +23,7 @@ from django_jobs.store.claims import Claim
 from django_jobs.store.exchange import exchange
 from django_jobs.store.record import Finish
 from django_jobs.store.session import Session
-from django_jobs.worker import announcing, execution
+from django_jobs.worker import announcing, execution, relay
 from django_jobs.worker.charge import Charges
 from django_jobs.worker.desk import Desk, Entry, settle, tell
 from django_jobs.worker.execution import Execution
@@ -68,6 +68,7 @@ class Child:
         self._stop_now = threading.Event()
         self._over = threading.Event()
         self._listening = lambda: False
+        self._relay: relay.Relay | None = None
         self._taken = 0
         self._dry = False
         self._next_pulse = 0.0
@@ -105,13 +106,18 @@ class Child:
         watcher = None if self.plan.once else watch(self.plan.alias, self._hint)
         if watcher is not None:
             self._listening = lambda: watcher.listening
+        self._relay = None if self.plan.once else relay.start(self.plan.alias)
         try:
             self._rounds(session)
+            if self.plan.once:
+                relay.relay(session)
         finally:
             self._over.set()
             self.hands.close()
             if watcher is not None:
                 watcher.stop()
+            if self._relay is not None:
+                self._relay.stop()
             self._sign_off(session)
         return self.report
 
@@ -196,6 +202,8 @@ class Child:
             self.intake.look_soon()
         elif seen.due_in is not None:
             self.intake.look_in(seen.due_in)
+        if self._relay is not None:
+            self._relay.look()
         most = self.plan.max_memory
         if (
             most is not None

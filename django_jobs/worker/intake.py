@@ -50,6 +50,11 @@ def mine(
     return known, [lane for lane in here if (lane.slug, lane.version) not in codes]
 
 
+def has_code(slug: str, version: str | None) -> bool:
+    """Whether this process can run jobs of this (slug, version)."""
+    return (slug, version) in registry.codes()
+
+
 class Intake:
     """Knows the lanes that hold work, and when to look for more of them."""
 

@@ -294,6 +294,16 @@ def dawdle(marks: str, word: str) -> None:
     time.sleep(0.01)
 
 
+@task
+async def wait_async(marks: str) -> None:
+    """Wait until interrupted, and say so."""
+    note(marks, "waiting")
+    try:
+        await asyncio.sleep(600)
+    finally:
+        note(marks, "interrupted")
+
+
 @workflow
 def three_marks(run: WorkflowContext, marks: str, word: str) -> None:
     for step in ("a", "b", "c"):
