@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
+from datetime import datetime
 from typing import Any
 
 from celery.beat import Scheduler
 
-from django_jobs import clock, conf
+from django_jobs import clock, conf, scheduling
 from django_jobs.celery.connection import connect
 from django_jobs.celery.intervals import beat_schedule
 from django_jobs.store import claims as claiming
-from django_jobs.store import outbox
+from django_jobs.store import outbox, schedules
 from django_jobs.store.outbox import CELERY
 from django_jobs.store.session import Session, engine_alias
 from django_jobs.worker import relay
@@ -37,6 +38,7 @@ class JobsScheduler(Scheduler):
         self._next_look = 0.0
         self._next_sweep = 0.0
         self._is_lost = False
+        self._is_synchronised = False
         super().__init__(*args, **kwargs)
 
     def setup_schedule(self) -> None:
@@ -77,11 +79,21 @@ class JobsScheduler(Scheduler):
         if clock.monotonic() >= self._next_sweep:
             self._next_sweep = clock.monotonic() + settings.sweep_interval
             sweep(session)
+        slot = self._fire() if settings.schedules else None
         relay.relay(session)
         moments = [
+            None if slot is None else (slot - schedules.now(session)).total_seconds(),
             claiming.seconds_to_next_due(session),
             outbox.seconds_to_next(session, [CELERY]),
             self._next_sweep - clock.monotonic(),
         ]
         first = min(moment for moment in moments if moment is not None)
         return min(max(first, SHORTEST_PAUSE), LONGEST_PAUSE)
+
+    def _fire(self) -> datetime | None:
+        """Make the jobs of the slots that are due; the next slot."""
+        if self._is_synchronised:
+            return scheduling.tick().next_slot
+        report = scheduling.handle_schedules()
+        self._is_synchronised = True
+        return report.next_slot

@@ -12,6 +12,7 @@ from uuid import UUID
 from celery import shared_task, signals
 from celery.exceptions import Reject, SoftTimeLimitExceeded
 
+from django_jobs import scheduling
 from django_jobs.celery.connection import connect
 from django_jobs.celery.intervals import TICK
 from django_jobs.celery.publishing import EXECUTE
@@ -40,6 +41,8 @@ PINNED: dict[str, Any] = {
 _local = threading.local()
 #: The process of a pool in which nothing but one task at a time runs.
 _own_process: int | None = None
+#: The process that has brought the rows of schedules in step with its code.
+_synchronised: int | None = None
 
 
 @signals.worker_process_init.connect(dispatch_uid="django_jobs.celery", weak=False)
@@ -85,12 +88,24 @@ def tick(what: str) -> None:
     connect()
     session = Session(engine_alias())
     match what:
+        case "schedules":
+            _tick_schedules()
         case "rescue":
             sweep(session)
         case "due" | "outbox":
             relay.relay(session)
         case _:
             logger.error("Beat asks for %r, which is not known here.", what)
+
+
+def _tick_schedules() -> None:
+    """Fire what is due; a process that is new here brings the rows in step with its code first."""
+    global _synchronised
+    if _synchronised == os.getpid():
+        scheduling.tick()
+    else:
+        scheduling.handle_schedules()
+        _synchronised = os.getpid()
 
 
 def _seat() -> Seat:
