@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -64,6 +64,9 @@ class Claim:
     meta: str | None = None
     order: tuple[Any, ...] = ()
     steps: list[StepRecord] = field(default_factory=list)
+    #: DB time of a run's later claim, and of the retry by which an operator opened it again.
+    claimed_at: datetime | None = None
+    retried_at: datetime | None = None
     #: Monotonic moment after which nothing new may start under this lease.
     deadline: float = 0.0
     #: Set when the lease is known to be lost or the job canceled.
@@ -82,9 +85,22 @@ class Claim:
     @property
     def tries(self) -> int:
         """Which try this is within the present budget, from 1: an operator's retry begins a new one."""
+        return self.attempts + 1 - (self.attempts_before or 0)
+
+    @property
+    def attempts_before(self) -> int | None:
+        """The tries before an operator's retry; None where there was none."""
         known = jsonvalues.loads(self.options) if self.options else None
-        before = known.get("attempts_before", 0) if isinstance(known, dict) else 0
-        return self.attempts + 1 - before
+        return known.get("attempts_before") if isinstance(known, dict) else None
+
+    def time_left(self, limit: float) -> float:
+        """Seconds of a run's time limit that are left with this claim, by DB time; fixes ``deadline_at``.
+
+        They count from the first claim, or from an operator's retry.
+        """
+        if self.deadline_at is None:
+            self.deadline_at = (self.retried_at or self.started_at) + timedelta(seconds=limit)
+        return (self.deadline_at - (self.claimed_at or self.started_at)).total_seconds()
 
     @property
     def plain(self) -> bool:
@@ -402,7 +418,19 @@ def with_steps(session: Session, claims: list[Claim]) -> list[Claim]:
     for taken in claims:
         if taken.fence > 1:
             taken.steps = read_steps(session, taken.job_id)
+            if taken.is_run:
+                _note_times(session, taken)
     return claims
+
+
+def _note_times(session: Session, taken: Claim) -> None:
+    """The present moment, by which the time limit of a run is judged, and when it was retried."""
+    retried = "NULL"
+    if taken.attempts_before is not None:
+        retried = "(SELECT MAX(at) FROM {historyentry} WHERE job_id = %(id)s AND event = 'retried')"
+    row = session.one(f"SELECT {{now}}, {retried}", id=taken.job_id)
+    assert row is not None
+    taken.claimed_at, taken.retried_at = session.dialect.time(row[0]), session.dialect.time(row[1])
 
 
 def read_claim(session: Session, job_id: UUID, fence: int, worker: UUID) -> Claim | None:

@@ -410,7 +410,11 @@ def _leave(
 ) -> None:
     """running → pending or sleeping, due again later."""
     when = "{moment(wake_at)}" if delay is None else "{after(delay)}"
-    sets = f"run_after = {when}, gate = '{gate}', lease_expires_at = NULL"
+    due = when
+    if claim.is_run and claim.deadline_at is not None:
+        # At the end of its time limit it is due too, and fails.
+        due = f"CASE WHEN {when} <= {{moment(deadline)}} THEN {when} ELSE {{moment(deadline)}} END"
+    sets = f"run_after = {due}, gate = '{gate}', lease_expires_at = NULL, deadline_at = {{moment(deadline)}}"
     if gate == Gate.OPEN:
         sets += f", due_at = {when}"
     if error is not None:
@@ -422,7 +426,7 @@ def _leave(
     history.move(
         session, claim.job_id, event=event, frm=[Status.RUNNING], to=to, fence=claim.fence, worker=claim.worker,
         attempt=claim.attempts + 1, sets=sets, detail=detail, delay=delay, wake_at=wake_at,
-        error=None if error is None else dump_error(error),
+        deadline=claim.deadline_at, error=None if error is None else dump_error(error),
     )  # fmt: skip
 
 

@@ -17,7 +17,14 @@ from django_jobs.definitions import registry
 from django_jobs.definitions.context import TaskContext, WorkflowContext
 from django_jobs.definitions.retry import Retry
 from django_jobs.definitions.task import Definition
-from django_jobs.errors import CancelJob, ErrorDict, InvalidInput, NonRetryable, RetryLater
+from django_jobs.errors import (
+    CancelJob,
+    ErrorDict,
+    InvalidInput,
+    JobFailed,
+    NonRetryable,
+    RetryLater,
+)
 from django_jobs.lifecycle import StepStatus
 from django_jobs.outcomes import (
     Canceled,
@@ -56,8 +63,13 @@ class Execution:
     claim: Claim
     definition: Definition
     retry: Retry | None
+    #: Seconds that this claim may take: of a run, what is left of its limit.
     timeout: float | None
     environment: Environment
+    #: The time limit as it was stated, for messages.
+    limit: float | None = None
+    #: The outcome where it is known before the handler runs: only what follows it is left.
+    settled: Completed | Failed | None = None
     attempt: Replay | None = None
     #: What runs an async handler, once it runs.
     task: asyncio.Task[Any] | None = None
@@ -68,6 +80,8 @@ class Execution:
 
     def run(self) -> Outcome:
         """Run the handler in the calling thread."""
+        if self.settled is not None:
+            return self.settled
         try:
             return self._ended(self._run())
         except BaseException as error:
@@ -75,6 +89,8 @@ class Execution:
 
     async def arun(self) -> Outcome:
         """Run an ``async def`` handler on the running loop."""
+        if self.settled is not None:
+            return self.settled
         self.task = asyncio.current_task()
         try:
             if self.environment.same_thread:
@@ -96,7 +112,7 @@ class Execution:
         with tenant_context(self.claim):
             value = self.definition.func(*args, **kwargs)
         if self.timeout is not None and clock.monotonic() - started > self.timeout:
-            raise retrying.timed_out("job", self.timeout)
+            raise self._time_is_up()
         return self._completed(value)
 
     async def _arun(self) -> Completed:
@@ -107,7 +123,7 @@ class Execution:
                 if self.timeout is None:
                     value = await handler
                 else:
-                    async with limited("job", self.timeout):
+                    async with limited("job", self.timeout, stated=self.limit):
                         value = await handler
         except BaseException as error:
             if self.attempt is not None and (
@@ -133,6 +149,9 @@ class Execution:
         if not definition.takes_context:
             return args, kwargs
         self.attempt = self._replay(self.environment.pool)
+        if self.timeout is not None:
+            self.attempt.ends_at = clock.monotonic() + self.timeout
+            self.attempt.time_limit = self.limit or self.timeout
         kind: type[TaskContext | WorkflowContext]
         kind = WorkflowContext if self.claim.is_run else TaskContext
         return (self._context(kind), *args), kwargs
@@ -204,7 +223,15 @@ class Execution:
 
     def timed_out(self) -> Outcome:
         """The outcome of a handler that is over its limit, whether it still runs or not."""
-        return self._outcome_of(retrying.timed_out("job", self.timeout or 0.0))
+        return self._outcome_of(self._time_is_up())
+
+    def out_of_time(self) -> Failed:
+        """The end of a run whose time was over before this claim."""
+        error = self._time_is_up()
+        return Failed(self._describe(error), error, counted=False)
+
+    def _time_is_up(self) -> TimeoutError:
+        return retrying.timed_out("job", self.limit or 0.0)
 
     def _failed(self, error: BaseException) -> Failed:
         return Failed(self._describe(error), error)
@@ -226,6 +253,8 @@ class Execution:
 
     def _delay(self, error: BaseException) -> float | None:
         """Seconds until the next try; None when this failure is final."""
+        if self.claim.is_run and retrying.is_timed_out(error):
+            return None  # no pass would have any time left
         tries = self.claim.tries
         # A workflow's own code: W only, unset = no retry.
         if tries > (self._extra or 0):
@@ -245,11 +274,6 @@ def prepare(claim: Claim, environment: Environment) -> Execution | Outcome:
     definition = registry.find(claim.slug, claim.version)
     if definition is None:
         return HandedBack(f"this worker has no code for {claim.slug!r}")
-    for kept in claim.steps:
-        if not kept.step_id and kept.status == StepStatus.COMPLETED:
-            return Completed(kept.output)
-        if not kept.step_id and kept.status == StepStatus.FAILED:
-            return Failed(jsonvalues.loads(kept.error), counted=False)
     try:
         stored = jsonvalues.loads(claim.input)
         options = jsonvalues.loads(claim.options) or {}
@@ -260,8 +284,24 @@ def prepare(claim: Claim, environment: Environment) -> Execution | Outcome:
     retry = definition.retries
     if "retries" in options:
         retry = Retry.from_dict(options["retries"]).over(definition.retries)
-    timeout = options.get("timeout", definition.timeout)
-    return Execution(claim, definition, retry, timeout, environment)
+    limit = options.get("timeout", definition.timeout)
+    left = claim.time_left(limit) if claim.is_run and limit is not None else limit
+    prepared = Execution(claim, definition, retry, left, environment, limit)
+    prepared.settled = _kept(claim)
+    if prepared.settled is None and claim.is_run and left is not None and left <= 0:
+        prepared.settled = prepared.out_of_time()
+    return prepared
+
+
+def _kept(claim: Claim) -> Completed | Failed | None:
+    """The outcome that came while the job was being paused, and was kept for this claim."""
+    for kept in claim.steps:
+        if not kept.step_id and kept.status == StepStatus.COMPLETED:
+            return Completed(kept.output)
+        if not kept.step_id and kept.status == StepStatus.FAILED:
+            error = jsonvalues.loads(kept.error)
+            return Failed(error, JobFailed(str(error.get("message")), error), counted=False)
+    return None
 
 
 def corrupt(message: str) -> Failed:

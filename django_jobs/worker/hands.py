@@ -246,6 +246,9 @@ class Hands:
         if not isinstance(prepared, Execution):
             self._conclude(claim, prepared, prepared)
             return
+        if prepared.settled is not None:
+            self._conclude(claim, prepared, prepared.settled)
+            return
         announcing.started(self.alias, claim)
         if self._isolation is not None and self._isolation.is_wanted(claim, prepared):
             self._delegate(self._isolation, claim, prepared)

@@ -191,15 +191,15 @@ async def _awaited(awaitable: Any, timeout: float | None) -> Any:
 
 
 @contextlib.asynccontextmanager
-async def limited(what: str, seconds: float) -> AsyncIterator[None]:
-    """Cancel the block after ``seconds`` with an error that names the limit."""
+async def limited(what: str, seconds: float, *, stated: float | None = None) -> AsyncIterator[None]:
+    """Cancel the block after ``seconds`` with an error that names the limit, as ``stated`` if that differs."""
     limit = asyncio.timeout(seconds)
     try:
         async with limit:
             yield
     except TimeoutError:
         if limit.expired():
-            raise retrying.timed_out(what, seconds) from None
+            raise retrying.timed_out(what, seconds if stated is None else stated) from None
         raise
 
 

@@ -104,6 +104,9 @@ class Replay(Attempt):
         self._parked: set[str] = set()
         #: A mistake that fails the run even where the handler catches it.
         self.mistake: JobsError | None = None
+        #: Monotonic end of the job's time limit, and the limit in seconds.
+        self.ends_at: float | None = None
+        self.time_limit = 0.0
         #: The outcome is stored; only callbacks follow.
         self.is_over = False
         #: Steps under way on an event loop; a pass ends only after they are recorded.
@@ -287,8 +290,10 @@ class Replay(Attempt):
         return bool(restore)
 
     def _check_alive(self) -> None:
-        """Start nothing under a fence that is known, or may be presumed, to be stale."""
+        """Start nothing under a fence that is known, or may be presumed, to be stale, nor out of time."""
         claim = self.claim
+        if self.ends_at is not None and clock.monotonic() > self.ends_at:
+            raise retrying.timed_out("job", self.time_limit)
         if claim.revoked is not None:
             raise PassEnds(Lost({"reason": claim.revoked}))
         if claim.is_halted:
