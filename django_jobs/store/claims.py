@@ -10,6 +10,7 @@ from typing import Any
 from uuid import UUID
 
 from django_jobs import failpoints, jsonvalues
+from django_jobs.errors import ErrorDict
 from django_jobs.lifecycle import AttemptStatus, Kind, Status
 from django_jobs.store import history, permits
 from django_jobs.store.session import Session
@@ -442,6 +443,29 @@ def read_claim(session: Session, job_id: UUID, fence: int, worker: UUID) -> Clai
     )  # fmt: skip
     claims = with_steps(session, [_claim(session, row, worker) for row in rows])
     return claims[0] if claims else None
+
+
+@dataclass(frozen=True, slots=True)
+class Peek:
+    """A live run as a claim would find it, and the error it shows. Nobody holds it by this."""
+
+    claim: Claim
+    error: ErrorDict | None
+
+
+def peek(session: Session, job_id: UUID) -> Peek | None:
+    """Look at a run that has started and not ended; None for another."""
+    rows = session.rows(
+        f"SELECT {RETURNED}, {{text(error)}} FROM {{job}} WHERE id = %(id)s AND kind = 'workflow' "
+        "AND finished_at IS NULL AND started_at IS NOT NULL",
+        id=job_id,
+    )
+    if not rows:
+        return None
+    [row] = rows
+    claim = _claim(session, row[:-1], job_id)
+    claim.steps = read_steps(session, job_id)
+    return Peek(claim, jsonvalues.loads(row[-1]))
 
 
 STEP_COLUMNS = (
