@@ -1,7 +1,15 @@
 """The pages in the Django admin: they read the tables and act through the rooms below."""
 
 from django_jobs.admin.catalogue import QueueAdmin, TaskAdmin, WorkerAdmin
+from django_jobs.admin.dashboard import OverviewAdmin
 from django_jobs.admin.jobs import JobAdmin
 from django_jobs.admin.runs import WorkflowRunAdmin
 
-__all__ = ["JobAdmin", "QueueAdmin", "TaskAdmin", "WorkerAdmin", "WorkflowRunAdmin"]
+__all__ = [
+    "JobAdmin",
+    "OverviewAdmin",
+    "QueueAdmin",
+    "TaskAdmin",
+    "WorkerAdmin",
+    "WorkflowRunAdmin",
+]

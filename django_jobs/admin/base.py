@@ -9,6 +9,7 @@ from django.contrib import admin
 from django.contrib.admin.utils import label_for_field
 from django.contrib.admin.views.main import ChangeList
 from django.db.models import Model, QuerySet
+from django.forms.widgets import Script
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.utils.functional import Promise, cached_property
@@ -32,6 +33,7 @@ class ReadOnlyAdmin(admin.ModelAdmin):
 
     class Media:
         css = {"all": ["django_jobs/admin.css"]}
+        js = [Script("django_jobs/live.js", type="module")]
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         found = self.model._default_manager.using(engine_alias()).all()
@@ -85,7 +87,9 @@ class ReadOnlyAdmin(admin.ModelAdmin):
         selects = [s for s in changelist.filter_specs if isinstance(s, ChoiceFilter)]
         own = {"q", *(spec.parameter_name for spec in selects)}
         return {
-            "selects": selects,
+            "selects": [spec for spec in selects if not spec.typed],
+            "typed": [spec for spec in selects if spec.typed],
+            "typed_any": any(spec.value() for spec in selects if spec.typed),
             "kept": [pair for pair in changelist.params.items() if pair[0] not in own],
             "narrowed": any(changelist.params.values()),
             "search_placeholder": self.search_placeholder,

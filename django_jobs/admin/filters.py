@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
-from functools import reduce
-from operator import or_
+from collections.abc import Iterable
+from datetime import timedelta
 from typing import Any
-from uuid import UUID
 
 from django.contrib import admin
-from django.db import connections
-from django.db.models import Model, Q, QuerySet
+from django.db.models import Model, QuerySet
 from django.http import HttpRequest
 from django.utils.translation import gettext_lazy as _
 
+from django_jobs import conf
 from django_jobs.admin.formatting import STATUS_LABELS
-from django_jobs.admin.paging import COUNT_LIMIT
 from django_jobs.definitions import registry
-from django_jobs.lifecycle import FINAL, Gate, Kind, Status
+from django_jobs.lifecycle import Kind, Status
 from django_jobs.models import Queue, Task, WorkflowRun
+from django_jobs.observe import selection
 from django_jobs.store.session import engine_alias
 
 #: Tabs that are always there; the others show when a job is in them.
@@ -27,72 +24,23 @@ USUAL = [
     Status.PENDING, Status.RUNNING, Status.SLEEPING, Status.PAUSED, Status.COMPLETED, Status.FAILED,
     Status.CANCELED,
 ]  # fmt: skip
-#: More tasks than this are not searched by the beginning of their name.
-MATCHES = 200
-_HEX = re.compile(r"[0-9a-f]{4,32}\Z")
-
-
-def of_status(status: str) -> Q:
-    """Jobs of one status, said so that the partial indexes can be used."""
-    if status == Status.PENDING:
-        # One arm for each index that holds pending jobs.
-        return reduce(or_, (Q(status=status, gate=gate) for gate in Gate))
-    wanted = Q(status=status)
-    if status in FINAL:
-        wanted &= Q(finished_at__isnull=False)
-    elif status == Status.RUNNING:
-        wanted &= Q(lease_expires_at__isnull=False)
-    return wanted
-
-
-def of_slugs(slugs: Sequence[str]) -> Q:
-    """Jobs of these tasks: the finished by their index, the live ones by what keeps them alive."""
-    live = reduce(or_, (of_status(status) for status in Status if status not in FINAL))
-    return Q(slug__in=slugs) & (Q(finished_at__isnull=False) | live)
-
-
-def id_range(text: str) -> tuple[UUID, UUID] | None:
-    """The least and the greatest id that begins with ``text``; None where it begins none."""
-    digits = text.strip().lower().replace("-", "")
-    if not _HEX.match(digits):
-        return None
-    return UUID(digits.ljust(32, "0")), UUID(digits.ljust(32, "f"))
-
-
-def search(found: QuerySet[Any], text: str) -> QuerySet[Any]:
-    """Jobs whose id or slug begins with ``text``."""
-    text = text.strip()
-    if not text:
-        return found
-    known = set(registry.snapshot())
-    listed = Task.objects.using(found.db).filter(slug__startswith=text)
-    known.update(listed.values_list("slug", flat=True)[:MATCHES])
-    slugs = sorted(slug for slug in known if slug.startswith(text))[:MATCHES]
-    wanted = of_slugs(slugs or [text])
-    ends = id_range(text)
-    if ends is not None:
-        by_id = Q(pk__gte=ends[0], pk__lte=ends[1])
-        wanted = wanted | by_id if slugs else by_id
-    return found.filter(wanted)
-
-
-def status_counts(found: QuerySet[Any]) -> dict[str, int]:
-    """Jobs by status, each counted up to the limit, in one statement."""
-    parts: list[str] = []
-    params: list[Any] = []
-    for status in Status:
-        capped = found.filter(of_status(status)).order_by().values("pk")[: COUNT_LIMIT + 1]
-        sql, values = capped.query.sql_with_params()
-        parts.append(f"(SELECT COUNT(*) FROM ({sql}) counted)")
-        params.extend(values)
-    with connections[found.db].cursor() as cursor:
-        cursor.execute(f"SELECT {', '.join(parts)}", params)
-        row = cursor.fetchone()
-    return dict(zip(map(str, Status), row, strict=True))
+#: Presets of the filter by time of creation.
+SPANS: dict[str, tuple[timedelta, Any]] = {
+    "15m": (timedelta(minutes=15), _("last 15 minutes")),
+    "1h": (timedelta(hours=1), _("last hour")),
+    "1d": (timedelta(days=1), _("last 24 hours")),
+    "7d": (timedelta(days=7), _("last 7 days")),
+    "30d": (timedelta(days=30), _("last 30 days")),
+}
 
 
 class ChoiceFilter(admin.SimpleListFilter):
     """One value of a short list, offered as a select box above the list of jobs."""
+
+    #: Whether an index serves it. Without one, a page looks at a bounded number of rows.
+    indexed = True
+    #: A value to be typed, instead of chosen.
+    typed = False
 
     def has_output(self) -> bool:
         return True
@@ -134,7 +82,7 @@ class StatusFilter(admin.SimpleListFilter):
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         value = self.value()
-        return queryset.filter(of_status(value)) if value else queryset
+        return queryset.filter(selection.of_status(value)) if value else queryset
 
 
 class SlugFilter(ChoiceFilter):
@@ -164,12 +112,13 @@ class SlugFilter(ChoiceFilter):
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         value = self.value()
-        return queryset.filter(of_slugs([value])) if value else queryset
+        return queryset.filter(selection.of_slugs([value])) if value else queryset
 
 
 class QueueFilter(ChoiceFilter):
     title = _("queue")
     parameter_name = "queue"
+    indexed = False
 
     def names(self, request: HttpRequest) -> Iterable[tuple[str, str]]:
         yield from Queue.objects.using(engine_alias()).values_list("name", "name")
@@ -177,6 +126,87 @@ class QueueFilter(ChoiceFilter):
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         value = self.value()
         return queryset.filter(queue_name=value) if value else queryset
+
+
+class SinceFilter(ChoiceFilter):
+    title = _("created")
+    parameter_name = "since"
+
+    def lookups(
+        self, request: HttpRequest, model_admin: admin.ModelAdmin[Any]
+    ) -> list[tuple[str, Any]]:
+        return [(name, label) for name, (_span, label) in SPANS.items()]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        chosen = SPANS.get(self.value() or "")
+        if chosen is None:
+            return queryset
+        return queryset.filter(pk__gte=selection.first_id(selection.ago(chosen[0])))
+
+
+class TypedFilter(ChoiceFilter):
+    """One value, typed: there may be any number of them."""
+
+    typed = True
+
+    def lookups(
+        self, request: HttpRequest, model_admin: admin.ModelAdmin[Any]
+    ) -> list[tuple[str, Any]]:
+        return []
+
+    def condition(self, value: str) -> Any:
+        raise NotImplementedError
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        value = (self.value() or "").strip()
+        return queryset.filter(self.condition(value)) if value else queryset
+
+
+class KeyFilter(TypedFilter):
+    title = _("concurrency key (live jobs)")
+    parameter_name = "key"
+
+    def condition(self, value: str) -> Any:
+        return selection.of_key(value)
+
+
+class WorkerFilter(TypedFilter):
+    title = _("in hand of worker (id)")
+    parameter_name = "worker"
+
+    def condition(self, value: str) -> Any:
+        return selection.of_worker(value)
+
+
+class CodeFilter(TypedFilter):
+    title = _("failure code")
+    parameter_name = "code"
+    indexed = False
+
+    def condition(self, value: str) -> Any:
+        return selection.of_code(value)
+
+
+class TenantFilter(TypedFilter):
+    """One of ``TENANT_FIELDS``; its column is that of its place in the list."""
+
+    column = ""
+
+    def condition(self, value: str) -> Any:
+        return {self.column: value}
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        value = (self.value() or "").strip()
+        return queryset.filter(**self.condition(value)) if value else queryset
+
+
+def tenant_filters() -> list[type[TenantFilter]]:
+    """A filter for each of ``TENANT_FIELDS``."""
+    names = conf.get().tenant_fields
+    return [
+        type(f"{column}_filter", (TenantFilter,), {"title": name, "parameter_name": column, "column": column})
+        for column, name in zip(selection.TENANT_COLUMNS, names, strict=False)
+    ]  # fmt: skip
 
 
 class PausedFilter(ChoiceFilter):

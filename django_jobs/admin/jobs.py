@@ -21,10 +21,11 @@ from django.utils.translation import gettext_lazy
 
 from django_jobs.admin import detail, filters, formatting
 from django_jobs.admin.base import ReadOnlyAdmin
-from django_jobs.admin.paging import COUNT_LIMIT, KeysetChangeList
+from django_jobs.admin.paging import KeysetChangeList
 from django_jobs.admin.steering import SteeringAdmin
 from django_jobs.lifecycle import DRIVEN, Status
 from django_jobs.models import Job
+from django_jobs.observe import selection, stats
 
 #: Columns that the list needs; the big JSON columns are not among them.
 LISTED = (
@@ -43,7 +44,10 @@ class JobAdmin(SteeringAdmin, ReadOnlyAdmin):
     list_display = [
         "name", "shown_status", "queue", "priority", "created", "started", "took", "tries", "problem",
     ]  # fmt: skip
-    list_filter = [filters.StatusFilter, filters.SlugFilter, filters.QueueFilter]
+    list_filter = [
+        filters.StatusFilter, filters.SlugFilter, filters.QueueFilter, filters.SinceFilter, filters.KeyFilter,
+        filters.WorkerFilter, filters.CodeFilter,
+    ]  # fmt: skip
     search_fields = ["slug", "id"]
     search_placeholder = gettext_lazy("slug or id")
     search_help_text = gettext_lazy("The beginning of a task's slug or of a job's id.")
@@ -64,6 +68,9 @@ class JobAdmin(SteeringAdmin, ReadOnlyAdmin):
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[KeysetChangeList]:
         return KeysetChangeList
 
+    def get_list_filter(self, request: HttpRequest) -> list[Any]:
+        return [*super().get_list_filter(request), *filters.tenant_filters()]
+
     def toolbar(self, request: HttpRequest, changelist: Any) -> dict[str, Any]:
         return {**super().toolbar(request, changelist), "tabs": self.tabs(request, changelist)}
 
@@ -71,7 +78,7 @@ class JobAdmin(SteeringAdmin, ReadOnlyAdmin):
         """A link for each status; with numbers where nothing else narrows the list."""
         chosen = changelist.params.get("status")
         narrowed = any(v for name, v in changelist.params.items() if name != "status")
-        counts = {} if narrowed else filters.status_counts(changelist.root_queryset)
+        counts = {} if narrowed else stats.status_counts(changelist.root_queryset)
         shown = [
             status
             for status in Status
@@ -108,7 +115,10 @@ class JobAdmin(SteeringAdmin, ReadOnlyAdmin):
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
     ) -> tuple[QuerySet[Any], bool]:
-        return filters.search(queryset, search_term), False
+        term = search_term.strip()
+        if not term:
+            return queryset, False
+        return queryset.filter(selection.of_search(term, str(queryset.db))), False
 
     @admin.display(description=gettext_lazy("job"))
     def name(self, job: Job) -> SafeString:
@@ -230,5 +240,5 @@ class JobAdmin(SteeringAdmin, ReadOnlyAdmin):
 def _count(found: int | None) -> str:
     if not found:
         return ""
-    limit = COUNT_LIMIT
+    limit = stats.COUNT_LIMIT
     return f"{limit:,}+" if found > limit else f"{found:,}"

@@ -12,14 +12,9 @@ from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils.text import capfirst
 
-#: Rows are counted up to here; beyond, "more than" is all that is said.
-COUNT_LIMIT = 1000
+from django_jobs.observe.stats import COUNT_LIMIT, capped_count
+
 OLDER, NEWER = "before", "after"
-
-
-def capped_count(found: QuerySet[Any], limit: int = COUNT_LIMIT) -> int:
-    """How many rows there are, but ``limit + 1`` at most."""
-    return found.order_by().values("pk")[: limit + 1].count()
 
 
 class TitledChangeList(ChangeList):

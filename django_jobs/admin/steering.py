@@ -27,12 +27,12 @@ from django.utils.translation import gettext as _
 
 from django_jobs import control
 from django_jobs.admin import detail, formatting
-from django_jobs.admin.paging import capped_count
 from django_jobs.admin.verbs import VERBS, Verb
 from django_jobs.control import Counts
 from django_jobs.errors import JobsError
 from django_jobs.lifecycle import Command
 from django_jobs.models import Job
+from django_jobs.observe.stats import capped_count
 from django_jobs.store.commands import Done
 
 if TYPE_CHECKING:

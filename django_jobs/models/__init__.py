@@ -2,7 +2,7 @@
 
 from django_jobs.models.catalogue import Queue, Task, Worker
 from django_jobs.models.history import Broadcast, Event, HistoryEntry
-from django_jobs.models.job import Job, WorkflowRun
+from django_jobs.models.job import Job, Overview, WorkflowRun
 from django_jobs.models.limits import IdempotencyKey, KeyLock, Permit, RateStart
 from django_jobs.models.schedule import Callback, OutboxMessage, Schedule, SeenSignature, Tick
 from django_jobs.models.step import Attempt, LogLine, TaskStatus
@@ -18,6 +18,7 @@ __all__ = [
     "KeyLock",
     "LogLine",
     "OutboxMessage",
+    "Overview",
     "Permit",
     "Queue",
     "RateStart",

@@ -281,6 +281,16 @@ class WorkflowRun(Job):
         verbose_name_plural = _("workflow runs")
 
 
+class Overview(Job):
+    """The admin's dashboard: no rows of its own, but a place in the index of pages."""
+
+    class Meta:
+        proxy = True
+        default_permissions = ()
+        verbose_name = _("dashboard")
+        verbose_name_plural = _("dashboard")
+
+
 def newest_first() -> list[Any]:
     """Ordering for lists: ids are time-ordered, so the primary key serves."""
     return [F("id").desc()]

@@ -21,6 +21,7 @@ def addresses(run: shop.Run) -> dict[str, str]:
     task, queue = Task.objects.first(), Queue.objects.first()
     assert task is not None and queue is not None
     return {
+        "dashboard": to("overview"),
         "jobs": to("job"),
         "jobs-failed": to("job") + "?status=failed",
         "runs": to("workflowrun"),

@@ -65,6 +65,7 @@ def addresses(run: shop.Run) -> dict[str, tuple[str, str]]:
     assert task is not None and queue is not None
     found = {f"{model} list": (address(model), code) for model, code in LISTS.items()}
     found |= {
+        "dashboard": (address("overview"), "view_job"),
         "job": (address("job", "change", run.job.pk), "view_job"),
         "run": (address("workflowrun", "change", run.job.pk), "view_job"),
         "step": (address("job", "step", run.job.pk, run.steps[0].pk), "view_job"),

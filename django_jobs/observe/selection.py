@@ -1,0 +1,160 @@
+"""Which jobs: conditions that people can put together, each in a form for which an index exists.
+
+``Selection`` is the same as plain values, so that it can be kept and read again later: an action
+on all that match a list's filters is carried out by a job of its own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from functools import reduce
+from operator import or_
+from typing import Any
+from uuid import UUID
+
+from django.db.models import Q
+
+from django_jobs import clock, conf, ids
+from django_jobs.definitions import registry
+from django_jobs.lifecycle import FINAL, Gate, Kind, Status
+from django_jobs.models import Job, Task
+from django_jobs.models.commands import JobQuerySet
+
+#: More tasks than this are not searched by the beginning of their name.
+MATCHES = 200
+TENANT_COLUMNS = ("tenant_1", "tenant_2", "tenant_3")
+RUNS = (Kind.WORKFLOW, Kind.DAG)
+_HEX = re.compile(r"[0-9a-f]{4,32}\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Jobs by what people know of them; an empty field says nothing."""
+
+    status: str = ""
+    slug: str = ""
+    queue: str = ""
+    #: The beginning of a slug or an id, or a tenant field's whole value.
+    search: str = ""
+    #: The value of the first, second, third of ``TENANT_FIELDS``.
+    tenants: tuple[str, ...] = ()
+    key: str = ""
+    worker: str = ""
+    code: str = ""
+    #: ISO 8601; created since then.
+    since: str = ""
+    only_runs: bool = False
+    #: Not created after this id.
+    until_id: str = ""
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Selection:
+        """What :meth:`as_dict` gave, perhaps to an older or newer version of this code."""
+        known = {name: values[name] for name in cls.__slots__ if name in values}
+        return cls(**{**known, "tenants": tuple(known.get("tenants") or ())})
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "tenants": list(self.tenants)}
+
+    def jobs(self, alias: str) -> JobQuerySet:
+        """The jobs that match now."""
+        found: Any = Job.objects.using(alias).all()
+        for condition in self._conditions(alias):
+            found = found.filter(condition)
+        return found
+
+    def _conditions(self, alias: str) -> list[Q]:
+        found = [
+            Q(kind__in=RUNS) if self.only_runs else None,
+            of_status(self.status) if self.status else None,
+            of_slugs([self.slug]) if self.slug else None,
+            Q(queue_name=self.queue) if self.queue else None,
+            of_search(self.search, alias) if self.search.strip() else None,
+            of_key(self.key) if self.key else None,
+            of_worker(self.worker) if self.worker else None,
+            of_code(self.code) if self.code else None,
+            Q(pk__gte=first_id(datetime.fromisoformat(self.since))) if self.since else None,
+            Q(pk__lte=UUID(self.until_id)) if self.until_id else None,
+            *(
+                Q(**{column: value}) if value else None
+                for column, value in zip(TENANT_COLUMNS, self.tenants, strict=False)
+            ),
+        ]
+        return [one for one in found if one is not None]
+
+
+def of_status(status: str) -> Q:
+    """Jobs of one status, said so that the partial indexes can be used."""
+    if status == Status.PENDING:
+        # One arm for each index that holds pending jobs.
+        return reduce(or_, (Q(status=status, gate=gate) for gate in Gate))
+    wanted = Q(status=status)
+    if status in FINAL:
+        wanted &= Q(finished_at__isnull=False)
+    elif status == Status.RUNNING:
+        wanted &= Q(lease_expires_at__isnull=False)
+    return wanted
+
+
+def of_slugs(slugs: Sequence[str]) -> Q:
+    """Jobs of these tasks: the finished by their index, the live ones by what keeps them alive."""
+    live = reduce(or_, (of_status(status) for status in Status if status not in FINAL))
+    return Q(slug__in=slugs) & (Q(finished_at__isnull=False) | live)
+
+
+def of_key(key: str) -> Q:
+    """Live jobs of a concurrency key, by its hash."""
+    return Q(key_hash=ids.digest("key", key), finished_at__isnull=True)
+
+
+def of_worker(worker: str) -> Q:
+    """Jobs that a worker has in hand."""
+    try:
+        return Q(worker=UUID(worker), lease_expires_at__isnull=False)
+    except ValueError:
+        return Q(pk__in=[])
+
+
+def of_code(code: str) -> Q:
+    """Jobs whose error bears this code."""
+    return Q(error__code=code, finished_at__isnull=False)
+
+
+def first_id(moment: datetime) -> UUID:
+    """The least id that a job made at ``moment`` can have: ids begin with the time."""
+    return UUID(int=max(0, int(moment.timestamp() * 1000)) << 80)
+
+
+def ago(span: timedelta) -> datetime:
+    return clock.now() - span
+
+
+def id_range(text: str) -> tuple[UUID, UUID] | None:
+    """The least and the greatest id that begins with ``text``; None where it begins none."""
+    digits = text.strip().lower().replace("-", "")
+    if not _HEX.match(digits):
+        return None
+    return UUID(digits.ljust(32, "0")), UUID(digits.ljust(32, "f"))
+
+
+def of_search(text: str, alias: str) -> Q:
+    """Jobs whose id or slug begins with ``text``, or one of whose tenant fields is just that."""
+    text = text.strip()
+    known = set(registry.snapshot())
+    listed = Task.objects.using(alias).filter(slug__startswith=text)
+    known.update(listed.values_list("slug", flat=True)[:MATCHES])
+    slugs = sorted(slug for slug in known if slug.startswith(text))[:MATCHES]
+    parts = [of_slugs(slugs)] if slugs else []
+    ends = id_range(text)
+    if ends is not None:
+        parts.append(Q(pk__gte=ends[0], pk__lte=ends[1]))
+    parts += [Q(**{column: text}) for column, _ in tenant_columns()]
+    return reduce(or_, parts) if parts else of_slugs([text])
+
+
+def tenant_columns() -> list[tuple[str, str]]:
+    """Column and name of each of ``TENANT_FIELDS``."""
+    return list(zip(TENANT_COLUMNS, conf.get().tenant_fields, strict=False))
