@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -40,8 +40,12 @@ class TickReport:
     fired: int = 0
     skipped: int = 0
     errored: int = 0
-    #: When something fires next, as far as this process has code for it.
+    #: When something fires next, as far as this process has code for it, and in how many seconds
+    #: of the database's time that is.
     next_slot: datetime | None = None
+    due_in: float | None = None
+    #: The same whether or not this process has the code.
+    first_slot: datetime | None = None
 
 
 def handle_schedules(now: datetime | None = None, *, database: str | None = None) -> TickReport:
@@ -58,15 +62,19 @@ def handle_schedules(now: datetime | None = None, *, database: str | None = None
 def tick(now: datetime | None = None, *, database: str | None = None) -> TickReport:
     """:func:`handle_schedules` without a look at the code: two statements where nothing is due."""
     session = _session(database)
-    moment, rows = schedules.due(session, _aware(now))
-    return _tick(session, moment, rows)
+    moment = _aware(now)
+    present, rows = schedules.due(session, moment)
+    return _tick(session, moment or present, rows)
 
 
-def next_slot(database: str | None = None) -> datetime | None:
-    """When something fires next, as far as this process has code for it."""
+def next_slot(database: str | None = None) -> TickReport:
+    """When something fires next, and in how many seconds; nothing is fired."""
     codes = registry.snapshot()
-    found = schedules.next_slots(_session(database))
-    return min((moment for slug, moment in found if slug in codes), default=None)
+    present, found = schedules.next_slots(_session(database))
+    ours = min((moment for slug, moment in found if slug in codes), default=None)
+    first = min((moment for _, moment in found), default=None)
+    due_in = None if ours is None or present is None else (ours - present).total_seconds()
+    return TickReport(next_slot=ours, due_in=due_in, first_slot=first)
 
 
 def _session(database: str | None) -> Session:
@@ -88,16 +96,17 @@ def _is_due(row: Row, moment: datetime) -> bool:
     return row.enabled and not row.removed and row.next_slot is not None and row.next_slot <= moment
 
 
-def _tick(session: Session, moment: datetime, rows: Sequence[Row]) -> TickReport:
+def _tick(session: Session, moment: datetime | None, rows: Sequence[Row]) -> TickReport:
     fired = skipped = errored = 0
     for row in rows:
+        assert moment is not None
         if row.slug not in registry.snapshot():
             continue  # another process has the code
         done = _fire_safely(session, row, moment)
         fired, skipped, errored = (
             fired + done.fired, skipped + done.skipped, errored + done.errored,
         )  # fmt: skip
-    return TickReport(fired, skipped, errored, next_slot(session.alias))
+    return replace(next_slot(session.alias), fired=fired, skipped=skipped, errored=errored)
 
 
 def _fire_safely(session: Session, row: Row, moment: datetime) -> TickReport:

@@ -47,7 +47,7 @@ def wanted() -> dict[Key, tuple[Definition, Schedule]]:
 def synchronise(session: Session, moment: datetime | None = None) -> tuple[datetime, list[Row]]:
     """Write what differs, and return the time and all rows as they are then."""
     present, rows = schedules.read(session)
-    moment = moment or present
+    moment = moment or present or schedules.now(session)
     touched = _adopt(session, rows, moment)
     touched |= _retire(session, rows, moment)
     touched |= _repair(session, [row for row in rows if _key(row) not in touched], moment)

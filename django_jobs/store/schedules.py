@@ -74,17 +74,16 @@ class Row:
         return f"{self.slug}: {self.name}"
 
 
-def read(session: Session, where: str = "1 = 1", **params: Any) -> tuple[datetime, list[Row]]:
-    """The database's time, and the rows that fit, in order of their next slot."""
+def read(
+    session: Session, where: str = "1 = 1", **params: Any
+) -> tuple[datetime | None, list[Row]]:
+    """The rows that fit, in order of their next slot, and the database's time where there is any."""
     shown = ", ".join(f"{{text({name})}}" if name in _JSON else name for name in COLUMNS)
     found = session.rows(
         f"SELECT {{now}}, {shown} FROM {{schedule}} WHERE {where} ORDER BY next_slot, id", **params
     )
-    if not found:
-        return now(session), []
-    moment = session.dialect.time(found[0][0])
-    assert moment is not None
-    return moment, [_row(session, values[1:]) for values in found]
+    present = session.dialect.time(found[0][0]) if found else None
+    return present, [_row(session, values[1:]) for values in found]
 
 
 def now(session: Session) -> datetime:
@@ -96,20 +95,22 @@ def now(session: Session) -> datetime:
     return moment
 
 
-def due(session: Session, moment: datetime | None) -> tuple[datetime, list[Row]]:
-    """What is due at ``moment``, by the database's time where it is None."""
+def due(session: Session, moment: datetime | None) -> tuple[datetime | None, list[Row]]:
+    """:func:`read` what is due at ``moment``, by the database's time where it is None."""
     limit = "{now}" if moment is None else "{moment(moment)}"
     params = {} if moment is None else {"moment": moment}
     return read(session, f"enabled AND NOT removed AND next_slot <= {limit}", **params)
 
 
-def next_slots(session: Session) -> list[tuple[str, datetime]]:
-    """The next slot of each slug that has one."""
+def next_slots(session: Session) -> tuple[datetime | None, list[tuple[str, datetime]]]:
+    """The next slot of each slug that has one, and the database's time where there is any."""
+    time = session.dialect.time
     rows = session.rows(
-        "SELECT slug, MIN(next_slot) FROM {schedule} WHERE enabled AND NOT removed AND next_slot IS NOT NULL "
-        "GROUP BY slug"
+        "SELECT slug, MIN(next_slot), {now} FROM {schedule} "
+        "WHERE enabled AND NOT removed AND next_slot IS NOT NULL GROUP BY slug"
     )
-    return [(slug, session.dialect.time(moment)) for slug, moment in rows]  # type: ignore[misc]
+    present = time(rows[0][2]) if rows else None
+    return present, [(slug, time(moment)) for slug, moment, _ in rows]  # type: ignore[misc]
 
 
 def insert(session: Session, values: dict[str, Any]) -> None:

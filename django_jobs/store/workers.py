@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -40,6 +41,9 @@ class Pulse:
     #: A job is ready to be claimed, or the first that waits for its time is due in so many seconds.
     ready: bool
     due_in: float | None
+    #: The earliest slot of all schedules, and in how many seconds it is.
+    slot: datetime | None
+    slot_in: float | None
 
 
 _BEAT = "UPDATE {worker} SET heartbeat_at = {now}, jobs_in_hand = %(jobs)s, memory = %(memory)s WHERE id = %(id)s"
@@ -51,6 +55,7 @@ _LOOK = """
                                          AND status = 'pending' AND gate = 'permit'),
            EXISTS (SELECT 1 FROM {job} WHERE status = 'pending' AND gate = 'open'),
            (SELECT MIN(run_after) FROM {job} WHERE status = 'sleeping' OR (status = 'pending' AND gate = 'timer')),
+           (SELECT MIN(next_slot) FROM {schedule} WHERE enabled),
            {now}
 """
 
@@ -64,9 +69,12 @@ def pulse(session: Session, worker: UUID, *, jobs_in_hand: int, memory: int | No
         session.run(_BEAT, **bound)
         row = session.one(_LOOK)
     assert row is not None
-    due, present = session.dialect.time(row[3]), session.dialect.time(row[4])
-    due_in = None if due is None or present is None else (due - present).total_seconds()
-    return Pulse(bool(row[0]), bool(row[1]), bool(row[2]), due_in)
+    due, slot, present = (session.dialect.time(value) for value in row[3:])
+    assert present is not None
+    due_in, slot_in = (
+        None if one is None else (one - present).total_seconds() for one in (due, slot)
+    )
+    return Pulse(bool(row[0]), bool(row[1]), bool(row[2]), due_in, slot, slot_in)
 
 
 def sign_off(session: Session, worker: UUID, status: str = "stopped") -> None:

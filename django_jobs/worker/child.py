@@ -34,6 +34,7 @@ from django_jobs.worker.isolation import Isolation, Link
 from django_jobs.worker.local import after
 from django_jobs.worker.report import RunReport, count
 from django_jobs.worker.sweep import sweep
+from django_jobs.worker.timetable import Timetable
 from django_jobs.worker.wakeup import watch
 
 logger = logging.getLogger("django_jobs.worker")
@@ -64,6 +65,8 @@ class Child:
         self.hands = Hands(
             plan.alias, plan.threads, self.desk, charges, self._concluded, self.isolation
         )
+        ticks = plan.schedules and self.settings.schedules
+        self.timetable = Timetable(plan.alias) if ticks else None
         self._stopping = threading.Event()
         self._stop_now = threading.Event()
         self._over = threading.Event()
@@ -107,12 +110,18 @@ class Child:
         if watcher is not None:
             self._listening = lambda: watcher.listening
         self._relay = None if self.plan.once else relay.start(self.plan.alias)
+        if self.timetable is not None and self.plan.once:
+            self.timetable.run_once()
+        elif self.timetable is not None:
+            self.timetable.start()
         try:
             self._rounds(session)
             if self.plan.once:
                 relay.relay(session)
         finally:
             self._over.set()
+            if self.timetable is not None:
+                self.timetable.stop()
             self.hands.close()
             if watcher is not None:
                 watcher.stop()
@@ -204,6 +213,8 @@ class Child:
             self.intake.look_in(seen.due_in)
         if self._relay is not None:
             self._relay.look()
+        if self.timetable is not None:
+            self.timetable.tell(seen.slot, seen.slot_in)
         most = self.plan.max_memory
         if (
             most is not None
