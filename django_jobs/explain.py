@@ -10,8 +10,10 @@ from typing import Any
 from django.db.models import Q
 
 from django_jobs import conf
-from django_jobs.lifecycle import DRIVEN, FINAL_STEPS, WAITS, Gate, Status, StepKind
+from django_jobs.definitions import registry
+from django_jobs.lifecycle import DRIVEN, FINAL_STEPS, WAITS, Gate, Kind, Status, StepKind
 from django_jobs.models import Job, OutboxMessage, Permit, Queue, Task, TaskStatus, Worker
+from django_jobs.store import admission, rates
 from django_jobs.store.outbox import CELERY
 from django_jobs.store.session import Session, engine_alias
 
@@ -254,14 +256,54 @@ def _key(look: Look) -> ClosedGate | None:
         return None
     held = Permit.objects.using(look.alias).filter(key_hash=job.key_hash).exclude(job_id=job.pk)
     live = held.filter(Q(lease_expires_at__isnull=True) | Q(lease_expires_at__gte=look.now))
-    holders = list(live.order_by("number").values_list("job_id", flat=True))
-    if len(holders) < job.key_limit:
+    units = list(live.order_by("number"))
+    # The strictest limit of those that hold the key counts.
+    if len(units) < min([job.key_limit, *(unit.most for unit in units)]):
         return None
-    named = ", ".join(str(holder) for holder in holders)
+    holders = [str(unit.job_id) for unit in units]
     return ClosedGate(
-        "key", f"The concurrency key {job.concurrency_key!r} is held by job {named}.",
+        "key", f"The concurrency key {job.concurrency_key!r} is held by job {', '.join(holders)}.",
         "It opens with the end of that job." if len(holders) == 1 else "It opens with the end of one of them.",
-        {"key": job.concurrency_key, "holders": [str(holder) for holder in holders]},
+        {"key": job.concurrency_key, "holders": holders},
+    )  # fmt: skip
+
+
+def _queue_limit(look: Look) -> ClosedGate | None:
+    name = look.job.queue_name
+    limit = (
+        Queue.objects.using(look.alias).filter(name=name).values_list("limit", flat=True).first()
+    )
+    if not look.is_waiting or limit is None:
+        return None
+    free = admission.free(Session(look.alias), {name: limit})[name]
+    if free > 0:
+        return None
+    running = limit - free
+    return ClosedGate(
+        "queue_limit", f"The queue {name!r} is full: {running} of its jobs run, its limit is {limit}.",
+        "It opens with the end of one of them, or with a higher limit of the queue.",
+        {"queue": name, "limit": limit, "running": running},
+    )  # fmt: skip
+
+
+def _rate(look: Look) -> ClosedGate | None:
+    job = look.job
+    if job.status != Status.PENDING or job.rate_hash is None:
+        return None
+    definition = registry.find(job.slug, job.version)
+    if (
+        definition is None
+        or definition.rate_limit is None
+        or (definition.kind != Kind.TASK and job.started_at)
+    ):
+        return None
+    window = rates.window(Session(look.alias), job.rate_hash, job.slug, job.version)
+    if window is None or window.room or window.behind is None:
+        return None
+    return ClosedGate(
+        "rate", f"Its rate of {definition.rate_limit.rate} is used up.",
+        f"It opens at {_moment(window.behind)} for the first that waits.",
+        {"rate": definition.rate_limit.rate, "next": window.behind},
     )  # fmt: skip
 
 
@@ -298,7 +340,8 @@ def _broker(look: Look) -> ClosedGate | None:
 
 
 PARTS: tuple[Callable[[Look], ClosedGate | None], ...] = (
-    _final, _paused, _held, _due, _asleep, _expired, _queue, _task, _worker, _code, _key, _broker,
+    _final, _paused, _held, _due, _asleep, _expired, _queue, _task, _worker, _code, _key, _queue_limit,
+    _rate, _broker,
 )  # fmt: skip
 
 

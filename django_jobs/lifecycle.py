@@ -83,6 +83,7 @@ class Gate(StrEnum):
     TIMER = "timer"
     PERMIT = "permit"
     WAIT = "wait"
+    RATE = "rate"
 
 
 class Command(StrEnum):

@@ -156,10 +156,8 @@ def test_a_job_that_was_not_started_in_time_expires(jobs_clock: Any) -> None:
 
 
 def test_what_would_have_no_effect_yet_is_refused() -> None:
-    from django_jobs import ConfigurationError, InvalidInput
+    from django_jobs import InvalidInput
 
-    with pytest.raises(ConfigurationError, match="not in this release"):
-        task("test.limited", rate_limit="1/m")(lambda: None)
     with pytest.raises(InvalidInput, match="not in this release"):
         jobs.add.using(debounce=3)
 

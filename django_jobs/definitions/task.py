@@ -188,9 +188,6 @@ def build(
 
 def _checked(given: dict[str, Any]) -> dict[str, Any]:
     checked = dict(given)
-    for name in NOT_YET:
-        if checked.get(name):
-            raise ConfigurationError(f"{name} is not in this release: it would have no effect.")
     if "queue_name" in checked:
         check_name(checked["queue_name"], "queue_name")
     if "priority" in checked:
@@ -231,8 +228,7 @@ _COMMON = frozenset(
     "label queue_name priority retries timeout on_success on_failure concurrency rate_limit schedules required_input "
     "runner redact input_schema output_schema acknowledge".split()
 )
-#: Settings of definitions, and of calls, that later releases bring. Refused, so that nobody relies on them.
-NOT_YET = ("rate_limit",)
+#: Settings of calls that later releases bring. Refused, so that nobody relies on them.
 NOT_YET_IN_CALLS = ("debounce", "fair_by")
 KNOWN: dict[Kind, frozenset[str]] = {
     Kind.TASK: _COMMON | {"takes_context", "transactional", "isolation"},

@@ -3,7 +3,7 @@
 from django_jobs.models.catalogue import Queue, Task, Worker
 from django_jobs.models.history import Broadcast, Event, HistoryEntry
 from django_jobs.models.job import Job, Overview, WorkflowRun
-from django_jobs.models.limits import IdempotencyKey, KeyLock, Permit, RateStart
+from django_jobs.models.limits import IdempotencyKey, KeyLock, Permit, RateStart, RateWait
 from django_jobs.models.schedule import Callback, OutboxMessage, Schedule, SeenSignature, Tick
 from django_jobs.models.step import Attempt, LogLine, TaskStatus
 
@@ -22,6 +22,7 @@ __all__ = [
     "Permit",
     "Queue",
     "RateStart",
+    "RateWait",
     "Schedule",
     "SeenSignature",
     "Task",

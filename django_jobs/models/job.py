@@ -185,6 +185,11 @@ class Job(JobCommands, models.Model):
                 where=Q(key_hash__isnull=False, finished_at__isnull=True),
             ),
             PartialIndex(
+                name="django_jobs_by_rate",
+                fields=["rate_hash", "status", "gate", "precedence", "turn", "due_at", "id"],
+                where=Q(rate_hash__isnull=False, finished_at__isnull=True),
+            ),
+            PartialIndex(
                 name="django_jobs_by_expiry",
                 fields=["expires_at"],
                 where=Q(expires_at__isnull=False),
@@ -225,7 +230,7 @@ class Job(JobCommands, models.Model):
                 name="django_jobs_by_held",
                 fields=["status", "id"],
                 where=Q(status__in=[Status.PAUSED, Status.COMPENSATING])
-                | Q(status=Status.PENDING, gate=Gate.PERMIT),
+                | Q(status=Status.PENDING, gate__in=[Gate.PERMIT, Gate.RATE]),
             ),
             PartialIndex(
                 name="django_jobs_by_run",

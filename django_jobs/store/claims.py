@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -12,7 +12,7 @@ from uuid import UUID
 from django_jobs import failpoints, jsonvalues
 from django_jobs.errors import ErrorDict
 from django_jobs.lifecycle import AttemptStatus, Kind, Status
-from django_jobs.store import history, permits
+from django_jobs.store import admission, history, permits, rates
 from django_jobs.store.session import Session
 from django_jobs.store.waking import wake_due
 
@@ -74,6 +74,8 @@ class Claim:
     revoked: str | None = None
     #: Set when the job is known to be paused: nothing more of it may start under this claim.
     is_halted: bool = False
+    #: Keys and queues of which units were taken with this claim.
+    held: tuple[str, ...] = ()
     #: The handler still runs although its outcome is recorded: its permit stays taken.
     keeps_permit: bool = False
     #: Set once the outcome is committed, where the handler's thread waits for that.
@@ -106,7 +108,7 @@ class Claim:
     @property
     def plain(self) -> bool:
         """Whether its completion touches no row but its own."""
-        return self.kind == Kind.TASK and not (self.key_hash or self.parent) and self.fence == 1
+        return self.kind == Kind.TASK and not (self.held or self.parent) and self.fence == 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,7 @@ class Lane:
     slug: str
     version: str | None
     runner: str
+    #: A key, a rate or the limit of its queue decides who of it may start.
     limited: bool
 
 
@@ -127,11 +130,19 @@ RETURNED = (
     "{job}.parent_id, {job}.key_hash, {job}.key_hold, {job}.step_key, {job}.deadline_at, {text(meta)}, "
     "{job}.precedence, {job}.turn, {job}.due_at, {job}.history_length"
 )
-CLAIMABLE = (
-    "{job}.status = 'pending' AND {job}.gate = 'open' AND {job}.due_at <= {now} "
+#: Rounds of one claim in which jobs without a permit are put aside.
+ROUNDS = 40
+AVAILABLE = (
+    "{job}.status = 'pending' AND {job}.gate IN ('open', 'permit', 'rate') AND {job}.due_at <= {now} "
     "AND ({job}.lease_expires_at IS NULL OR {job}.lease_expires_at < {now}) "
     "AND ({job}.expires_at IS NULL OR {job}.expires_at > {now} OR {job}.started_at IS NOT NULL)"
 )
+#: When something becomes due that waits for its time, or for its rate.
+MOMENTS = (
+    "SELECT MIN(run_after) AS moment FROM {job} WHERE status = 'sleeping' OR (status = 'pending' AND gate = 'timer') "
+    "UNION ALL SELECT MIN(opens_at) FROM {ratewait}"
+)
+CLAIMABLE = AVAILABLE.replace("IN ('open', 'permit', 'rate')", "= 'open'")
 # From the second claim on, the claim itself is a history entry; the first one is derived. The fence
 # comes last: MySQL lets an assignment see those before it.
 TAKE = """
@@ -140,9 +151,18 @@ UPDATE {job} SET status = 'running', worker = %(worker)s,
        history_length = {job}.history_length + CASE WHEN {job}.fence > 0 THEN 1 ELSE 0 END,
        fence = {job}.fence + 1
 """
-LANE = "queue_name, slug, version, runner, key_limit, rate_hash"
+
+
+def _limited(job: str) -> str:
+    """Whether a key, a rate or the limit of its queue decides if ``job`` may start."""
+    return (
+        f"({job}.key_limit IS NOT NULL OR {job}.rate_hash IS NOT NULL OR EXISTS "
+        f"(SELECT 1 FROM {{queue}} q WHERE q.name = {job}.queue_name AND q.job_limit IS NOT NULL))"
+    )
+
+
 NEXT_LANE = f"""
-SELECT lane, {LANE} FROM {{job}} {{index(claim)}}
+SELECT lane, queue_name, slug, version, runner, {_limited("{job}")} FROM {{job}} {{index(claim)}}
  WHERE status = 'pending' AND gate = 'open' AND lane > %(lane)s ORDER BY lane LIMIT 1
 """
 
@@ -152,17 +172,17 @@ def lanes(session: Session) -> list[Lane]:
     if session.vendor == "mysql":
         return _lanes_one_by_one(session)
     rows = session.rows(
-        """
+        f"""
         WITH RECURSIVE found(lane) AS (
-            SELECT MIN(lane) FROM {job} WHERE status = 'pending' AND gate = 'open'
+            SELECT MIN(lane) FROM {{job}} WHERE status = 'pending' AND gate = 'open'
             UNION ALL
-            SELECT (SELECT MIN(j.lane) FROM {job} j
+            SELECT (SELECT MIN(j.lane) FROM {{job}} j
                      WHERE j.status = 'pending' AND j.gate = 'open' AND j.lane > found.lane)
               FROM found WHERE found.lane IS NOT NULL
         )
-        SELECT j.lane, j.queue_name, j.slug, j.version, j.runner, j.key_limit, j.rate_hash
-          FROM found JOIN {job} j ON j.id = (
-            SELECT k.id FROM {job} k
+        SELECT j.lane, j.queue_name, j.slug, j.version, j.runner, {_limited("j")}
+          FROM found JOIN {{job}} j ON j.id = (
+            SELECT k.id FROM {{job}} k
              WHERE k.status = 'pending' AND k.gate = 'open' AND k.lane = found.lane LIMIT 1)
         """
     )
@@ -178,30 +198,45 @@ def _lanes_one_by_one(session: Session) -> list[Lane]:
 
 
 def _lane(row: tuple[Any, ...]) -> Lane:
-    return Lane(row[0], row[1], row[2], row[3], row[4], row[5] is not None or row[6] is not None)
+    return Lane(row[0], row[1], row[2], row[3], row[4], bool(row[5]))
 
 
 def open_gates(session: Session, limit: int = 1000) -> int:
-    """Let jobs whose time has come into the claim's index, and wake sleeping runs; return how many."""
-    opened = session.run(
-        """
-        UPDATE {job} SET gate = 'open', due_at = run_after WHERE id IN (
-            SELECT id FROM {job} {index(timer)}
-             WHERE status = 'pending' AND gate = 'timer' AND run_after <= {now}
-             ORDER BY run_after LIMIT %(limit)s {skip_locked})
-           AND status = 'pending' AND gate = 'timer'
-        """,
+    """Let jobs whose time has come into the claim's index, and wake sleeping runs; return how many.
+
+    Of those that need a permit, or have a rate, only so many as seem to get one.
+    """
+    due = session.rows(
+        "SELECT id, key_limit, key_hash, rate_hash FROM {job} {index(timer)} "
+        "WHERE status = 'pending' AND gate = 'timer' AND run_after <= {now} "
+        "ORDER BY run_after LIMIT %(limit)s {skip_locked}",
         limit=limit,
     )
-    return opened + wake_due(session, limit)
+    opened = 0
+    for gate, listed in _by_gate(due).items():
+        opened += session.run(
+            "UPDATE {job} SET gate = %(gate)s, due_at = run_after WHERE id {among(ids)} "
+            "AND status = 'pending' AND gate = 'timer'",
+            gate=gate, ids=[session.dialect.uuid(row[0]) for row in listed],
+        )  # fmt: skip
+        if gate == "permit":
+            permits.let_in_of(session, {row[2] for row in listed})
+        elif gate == "rate":
+            rates.look_at(session, {row[3] for row in listed})
+    return opened + wake_due(session, limit) + rates.let_in(session)
+
+
+def _by_gate(due: list[tuple[Any, ...]]) -> dict[str, list[tuple[Any, ...]]]:
+    found: dict[str, list[tuple[Any, ...]]] = {}
+    for row in due:
+        gate = "permit" if row[1] is not None else "rate" if row[3] is not None else "open"
+        found.setdefault(gate, []).append(row)
+    return found
 
 
 def seconds_to_next_due(session: Session) -> float | None:
-    """How long until the next job that is held back by time becomes due; None if there is none."""
-    row = session.one(
-        "SELECT MIN(run_after), {now} FROM {job} "
-        "WHERE status = 'sleeping' OR (status = 'pending' AND gate = 'timer')"
-    )
+    """How long until the next job that is held back by time or a rate fits; None if there is none."""
+    row = session.one(f"SELECT MIN(moment), {{now}} FROM ({MOMENTS}) AS moments")
     if row is None or row[0] is None:
         return None
     first, present = session.dialect.time(row[0]), session.dialect.time(row[1])
@@ -210,12 +245,19 @@ def seconds_to_next_due(session: Session) -> float | None:
 
 
 def claim(
-    session: Session, chosen: Sequence[Lane], *, worker: UUID, limit: int, lease: float
+    session: Session,
+    chosen: Sequence[Lane],
+    *,
+    worker: UUID,
+    limit: int,
+    lease: float,
+    limited: int | None = None,
 ) -> list[Claim]:
     """Take up to ``limit`` due jobs of these lanes, in order. One transaction of the caller's making.
 
     Nothing is taken of a paused queue or task. Jobs that need a permit and get none are put aside
-    until one is free.
+    until one is free. At most ``limited`` of those that need one are taken: waiting in a worker's
+    line they would keep it from others.
     """
     if not chosen:
         return []
@@ -226,37 +268,90 @@ def claim(
         )
     else:
         usable = _not_paused(session, chosen)
-        claims = _take_in_order(session, usable, worker=worker, limit=limit, lease=lease)
+        most = limit if limited is None else min(limit, limited)
+        claims = _take_in_order(
+            session, usable, worker=worker, limit=limit, limited=most, lease=lease
+        )
     failpoints.reach("claim.before_commit")
     return claims
 
 
 def take(session: Session, job_ids: Sequence[UUID], *, worker: UUID, lease: float) -> list[Claim]:
     """Take exactly these jobs, each only if it is claimable still and gets its permits."""
-    allowed = permits.admit(session, job_ids, lease=lease) if job_ids else []
-    claims: list[Claim] = []
-    for job_id in allowed:
-        taken = _take_one(session, job_id, worker=worker, lease=lease)
-        if not taken:
+    return _take_admitted(session, job_ids, worker=worker, lease=lease)[0]
+
+
+def _take_admitted(
+    session: Session, job_ids: Sequence[UUID], *, worker: UUID, lease: float
+) -> tuple[list[Claim], dict[UUID, str]]:
+    """The claims of those that may start, and why others may not."""
+    if not job_ids:
+        return [], {}
+    admitted = admission.admit(session, job_ids, lease=lease)
+    claims = _take_listed(session, list(admitted.held), worker=worker, lease=lease)
+    for taken in claims:
+        taken.held = admitted.held.pop(taken.job_id)
+    for job_id, held in admitted.held.items():
+        if held:
             permits.give_back(session, job_id)
-        claims += taken
-    return _note_again(session, claims)
+    admission.put_rest_aside(session, job_ids, admitted.refused)
+    return claims, admitted.refused
 
 
 def _take_in_order(
-    session: Session, usable: Sequence[Lane], *, worker: UUID, limit: int, lease: float
+    session: Session,
+    usable: Sequence[Lane],
+    *,
+    worker: UUID,
+    limit: int,
+    limited: int,
+    lease: float,
 ) -> list[Claim]:
     """Take candidates until the batch is full: those put aside for a permit do not fill it."""
     claims: list[Claim] = []
-    while len(claims) < limit:
-        picked = [job_id for _, job_id in _candidates(session, usable, limit - len(claims))]
-        if not picked:
+    room = _room_of_queues(session, usable)
+    for _ in range(ROUNDS):
+        if len(claims) >= limit:
             break
-        if session.vendor != "postgresql" and not any(lane.limited for lane in usable):
-            claims += _take_listed(session, picked, worker=worker, lease=lease)
+        lanes = [
+            lane
+            for lane in usable
+            if not lane.limited or (limited > 0 and room.get(lane.queue_name, 1) > 0)
+        ]
+        most = {
+            lane.lane: min(limited, room.get(lane.queue_name, limited))
+            for lane in lanes
+            if lane.limited
+        }
+        picked = _candidates(session, lanes, limit - len(claims), most)
+        bound = [one for one in picked if one.lane in most][:limited]
+        free = [one.job_id for one in picked if one.lane not in most]
+        claims += _take_listed(session, free, worker=worker, lease=lease)
+        if not bound:
             break
-        claims += take(session, picked, worker=worker, lease=lease)
+        taken, refused = _take_admitted(
+            session, [one.job_id for one in bound], worker=worker, lease=lease
+        )
+        claims += taken
+        limited -= len(taken)
+        queue_of = {one.job_id: one.queue_name for one in bound}
+        for held in taken:
+            if held.queue_name in room:
+                room[held.queue_name] -= 1
+        for job_id, why in refused.items():
+            if why == "queue":
+                room[queue_of[job_id]] = 0
+    claims.sort(key=lambda taken: taken.order)
     return claims
+
+
+def _room_of_queues(session: Session, usable: Sequence[Lane]) -> dict[str, int]:
+    """How many more may run of each limited queue among these lanes."""
+    names = {lane.queue_name for lane in usable if lane.limited}
+    if not names:
+        return {}
+    known = {name: most for name, most in admission.limits(session).items() if name in names}
+    return admission.free(session, known) if known else {}
 
 
 def _take_listed(
@@ -273,46 +368,52 @@ def _take_listed(
 
 
 def _not_paused(session: Session, chosen: Sequence[Lane]) -> list[Lane]:
-    paused_queues = {row[0] for row in session.rows("SELECT name FROM {queue} WHERE paused")}
+    """Those that may be taken of, each with what is known now of its queue."""
+    queues = dict(
+        session.rows("SELECT name, paused FROM {queue} WHERE paused OR job_limit IS NOT NULL")
+    )
     paused_tasks = {row[0] for row in session.rows("SELECT slug FROM {task} WHERE paused")}
     return [
-        lane
+        replace(lane, limited=True) if lane.queue_name in queues else lane
         for lane in chosen
-        if lane.queue_name not in paused_queues and lane.slug not in paused_tasks
+        if not queues.get(lane.queue_name) and lane.slug not in paused_tasks
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A due row, locked where the database can."""
+
+    order: tuple[Any, ...]
+    job_id: UUID
+    lane: int
+    queue_name: str
+
+
 def _candidates(
-    session: Session, usable: Sequence[Lane], limit: int
-) -> list[tuple[tuple[Any, ...], UUID]]:
-    """The first ``limit`` due rows over these lanes, locked where the database can."""
-    found: list[tuple[tuple[Any, ...], UUID]] = []
+    session: Session, usable: Sequence[Lane], limit: int, most: dict[int, int]
+) -> list[Candidate]:
+    """The first ``limit`` due rows over these lanes, at most ``most`` of one lane."""
+    found: list[Candidate] = []
+    uuid = session.dialect.uuid
     for lane in usable:
         rows = session.rows(
             "SELECT precedence, turn, due_at, id FROM {job} {index(claim)} "
             f"WHERE lane = %(lane)s AND {CLAIMABLE} "
             "ORDER BY precedence, turn, due_at, id LIMIT %(limit)s {skip_locked}",
             lane=lane.lane,
-            limit=limit,
+            limit=min(limit, most.get(lane.lane, limit)),
         )
-        found += [((row[0], row[1], row[2], str(row[3])), row[3]) for row in rows]
-    found.sort(key=lambda pair: pair[0])
-    uuid = session.dialect.uuid
-    return [(order, uuid(job_id)) for order, job_id in found[:limit]]  # type: ignore[misc]
+        found += [
+            Candidate((*row[:3], str(row[3])), uuid(row[3]), lane.lane, lane.queue_name)  # type: ignore[arg-type]
+            for row in rows
+        ]
+    found.sort(key=lambda one: one.order)
+    return found[:limit]
 
 
-def _take_one(session: Session, job_id: UUID, *, worker: UUID, lease: float) -> list[Claim]:
-    # The compare-and-set alone must be right: SQLite has no row locks.
-    rows = session.rows(
-        f"{TAKE} WHERE id = %(id)s AND {CLAIMABLE} RETURNING {RETURNED}",
-        id=job_id,
-        worker=worker,
-        lease=lease,
-    )
-    return [_claim(session, row, worker) for row in rows]
-
-
-# PostgreSQL, no permits needed: one statement picks, locks and takes; paused lanes are left out.
+# PostgreSQL, no permits needed: one statement picks, locks and takes. Lanes of paused queues are left
+# out, and those of limited ones, whatever the worker knew of them.
 # The rows are found again by their key: a join would let the planner, with the stale statistics of
 # a busy queue, walk all ready rows once for each row picked. Their lock has re-checked them.
 TAKE_DIRECT = f"""
@@ -320,7 +421,8 @@ TAKE_DIRECT = f"""
         SELECT c.id FROM (
             SELECT u.lane FROM unnest(%(lanes)s::bigint[], %(queues)s::text[], %(slugs)s::text[])
                 AS u(lane, queue_name, slug)
-             WHERE NOT EXISTS (SELECT 1 FROM {{queue}} q WHERE q.name = u.queue_name AND q.paused)
+             WHERE NOT EXISTS (SELECT 1 FROM {{queue}} q WHERE q.name = u.queue_name
+                                                           AND (q.paused OR q.job_limit IS NOT NULL))
                AND NOT EXISTS (SELECT 1 FROM {{task}} t WHERE t.slug = u.slug AND t.paused)) l
          CROSS JOIN LATERAL (
             SELECT {{job}}.id, precedence, turn, due_at FROM {{job}}
@@ -442,6 +544,8 @@ def read_claim(session: Session, job_id: UUID, fence: int, worker: UUID) -> Clai
         id=job_id, fence=fence, worker=worker,
     )  # fmt: skip
     claims = with_steps(session, [_claim(session, row, worker) for row in rows])
+    for taken in claims:
+        taken.held = permits.held(session, job_id, fence)
     return claims[0] if claims else None
 
 
@@ -498,15 +602,35 @@ def read_steps(session: Session, job_id: UUID) -> list[StepRecord]:
     ]
 
 
-def claimable_ids(session: Session, job_ids: Iterable[UUID]) -> list[UUID]:
-    """Those of ``job_ids`` that could be taken now, paused queues and tasks left out."""
-    rows = [
-        session.one(
-            f"SELECT id FROM {{job}} WHERE id = %(id)s AND {CLAIMABLE} "
-            "AND NOT EXISTS (SELECT 1 FROM {queue} q WHERE q.name = {job}.queue_name AND q.paused) "
-            "AND NOT EXISTS (SELECT 1 FROM {task} t WHERE t.slug = {job}.slug AND t.paused)",
-            id=job_id,
+def take_chosen(
+    session: Session, job_ids: Sequence[UUID], *, worker: UUID, limit: int, lease: float
+) -> list[Claim]:
+    """Take the first ``limit`` of these jobs that could be taken now, in this order.
+
+    One that waits for a permit or for its rate is asked as well: it may fit by now.
+    """
+    claims: list[Claim] = []
+    left = claimable_ids(session, job_ids)
+    while left and len(claims) < limit:
+        portion, left = left[: limit - len(claims)], left[limit - len(claims) :]
+        session.run(
+            "UPDATE {job} SET gate = 'open' WHERE id {among(ids)} AND status = 'pending' "
+            "AND gate IN ('permit', 'rate')",
+            ids=portion,
         )
-        for job_id in job_ids
-    ]
-    return [session.dialect.uuid(row[0]) for row in rows if row]  # type: ignore[misc]
+        claims += take(session, portion, worker=worker, lease=lease)
+    return claims
+
+
+def claimable_ids(session: Session, job_ids: Sequence[UUID]) -> list[UUID]:
+    """Those of ``job_ids`` that could be taken now, paused queues and tasks left out."""
+    if not job_ids:
+        return []
+    rows = session.rows(
+        f"SELECT id FROM {{job}} WHERE id {{among(ids)}} AND {AVAILABLE} "
+        "AND NOT EXISTS (SELECT 1 FROM {queue} q WHERE q.name = {job}.queue_name AND q.paused) "
+        "AND NOT EXISTS (SELECT 1 FROM {task} t WHERE t.slug = {job}.slug AND t.paused)",
+        ids=list(job_ids),
+    )
+    found = {session.dialect.uuid(row[0]) for row in rows}
+    return [job_id for job_id in job_ids if job_id in found]

@@ -326,7 +326,7 @@ def _is_related(step_id: str, named: str) -> bool:
 
 #: What a job of each status must be besides, for "run now" to change it.
 RUN_NOW_WHERE = {
-    Status.PENDING: "gate <> 'permit' AND (gate = 'timer' OR due_at > {now})",
+    Status.PENDING: "gate NOT IN ('permit', 'rate') AND (gate = 'timer' OR due_at > {now})",
     Status.SLEEPING: (
         "run_after > {now} AND (gate <> 'wait' OR NOT EXISTS (SELECT 1 FROM {taskstatus} s "
         "WHERE s.job_id = {job}.id AND s.kind IN ('sleep', 'event', 'child') AND s.status = 'sleeping'))"

@@ -27,12 +27,27 @@ def exchange(
     worker: UUID,
     limit: int,
     lease: float,
+    limited: int | None = None,
 ) -> tuple[list[Answer], list[Claim]]:
     """Record ``items`` and take up to ``limit`` jobs of the ``chosen`` lanes in one transaction.
 
-    On PostgreSQL the ordinary case is one round trip.
+    On PostgreSQL the ordinary case is one round trip. ``limited`` is as in :func:`claims.claim`.
     """
     wants = bool(chosen) and limit > 0
+    if wants and items and any(lane.limited for lane in chosen):
+        # Whoever has freed permits here and waits for others' would be waited for by them.
+        answers, _ = exchange(session, items, [], worker=worker, limit=0, lease=lease)
+        try:
+            _, taken = exchange(
+                session, [], chosen, worker=worker, limit=limit, lease=lease, limited=limited
+            )
+        except Exception as error:
+            # What is written stays written; the next round meets the broken connection again.
+            if not session.dialect.is_lost(error):
+                raise
+            session.reconnect()
+            taken = []
+        return answers, taken
     if (
         session.vendor == "postgresql"
         and not session.in_callers_transaction
@@ -51,8 +66,11 @@ def exchange(
 
     def work(s: Session) -> tuple[list[Answer], list[Claim]]:
         answers = record(s, items) if items else []
-        taken = claiming.claim(s, chosen, worker=worker, limit=limit, lease=lease) if wants else []
-        return answers, taken
+        if not wants:
+            return answers, []
+        return answers, claiming.claim(
+            s, chosen, worker=worker, limit=limit, lease=lease, limited=limited
+        )
 
     return session.committed(work)
 

@@ -26,10 +26,14 @@ def renew(session: Session, claims: Sequence[Claim], lease: float) -> dict[UUID,
             "AND lease_expires_at IS NOT NULL AND finished_at IS NULL RETURNING status",
             id=claim.job_id, fence=claim.fence, lease=lease,
         )  # fmt: skip
-        if row is not None:
+        if claim.held and not permits.renew(session, claim, lease) and row is not None:
+            # Its permit ran out and went to another: whoever sweeps next may take the job back.
+            session.run(
+                "UPDATE {job} SET lease_expires_at = {after(none)} WHERE id = %(id)s AND fence = %(fence)s",
+                id=claim.job_id, fence=claim.fence, none=-1.0,
+            )  # fmt: skip
+        elif row is not None:
             ours[claim.job_id] = row[0]
-        if claim.key_hash is not None:
-            permits.renew(session, claim, lease)
     return ours
 
 
@@ -161,10 +165,8 @@ def _let_go(session: Session, job: Expired, where: str) -> str | None:
 
 
 def _free(session: Session, job: Expired, *, final: bool) -> None:
-    if job.key_hash is None:
-        return
     if job.key_hold and not final:
-        permits.hold(session, job.job_id, job.fence)
+        permits.hold(session, job.job_id, job.fence, job.key_hash)
     else:
         permits.release(session, job.job_id, job.fence, job.key_hash)
 

@@ -475,10 +475,10 @@ def hand_back(
 
 def _free(session: Session, claim: Claim, *, final: bool) -> None:
     """Slot release with the outcome, in its transaction."""
-    if claim.key_hash is None or claim.keeps_permit:
+    if not claim.held or claim.keeps_permit:
         return
     if claim.key_hold and not final:
-        permits.hold(session, claim.job_id, claim.fence)
+        permits.hold(session, claim.job_id, claim.fence, claim.key_hash)
     else:
         permits.release(session, claim.job_id, claim.fence, claim.key_hash)
 

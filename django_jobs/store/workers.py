@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from django_jobs import jsonvalues
+from django_jobs.store.claims import MOMENTS
 from django_jobs.store.session import Session
 
 
@@ -35,7 +36,7 @@ def register(
 class Pulse:
     """What a worker learns with its heartbeat, so that an idle one needs no other statement."""
 
-    #: A lease or the time to start a job has ended; a permit may be free for a job that waits for one.
+    #: A lease, a permit or the time to start a job has ended; jobs wait for a permit or for their rate.
     expired: bool
     gated: bool
     #: A job is ready to be claimed, or the first that waits for its time is due in so many seconds.
@@ -50,14 +51,17 @@ _BEAT = "UPDATE {worker} SET heartbeat_at = {now}, jobs_in_hand = %(jobs)s, memo
 _LOOK = """
     SELECT EXISTS (SELECT 1 FROM {job} WHERE lease_expires_at < {now})
                OR EXISTS (SELECT 1 FROM {job} WHERE expires_at <= {now} AND finished_at IS NULL
-                             AND started_at IS NULL AND status IN ('pending', 'paused')),
+                             AND started_at IS NULL AND status IN ('pending', 'paused'))
+               OR EXISTS (SELECT 1 FROM {permit} WHERE lease_expires_at < {now}),
            EXISTS (SELECT 1 FROM {job} WHERE key_hash IS NOT NULL AND finished_at IS NULL
-                                         AND status = 'pending' AND gate = 'permit'),
+                                         AND status = 'pending' AND gate = 'permit')
+               OR EXISTS (SELECT 1 FROM {job} WHERE rate_hash IS NOT NULL AND finished_at IS NULL
+                                                AND status = 'pending' AND gate = 'rate'),
            EXISTS (SELECT 1 FROM {job} WHERE status = 'pending' AND gate = 'open'),
-           (SELECT MIN(run_after) FROM {job} WHERE status = 'sleeping' OR (status = 'pending' AND gate = 'timer')),
+           (SELECT MIN(moment) FROM ($MOMENTS) AS moments),
            (SELECT MIN(next_slot) FROM {schedule} WHERE enabled),
            {now}
-"""
+""".replace("$MOMENTS", MOMENTS)
 
 
 def pulse(session: Session, worker: UUID, *, jobs_in_hand: int, memory: int | None) -> Pulse:

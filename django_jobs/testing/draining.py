@@ -146,7 +146,9 @@ class Drain:
             "FROM {job} WHERE finished_at IS NULL"
         )
         assert row is not None
+        rate = self._session.one("SELECT MIN(opens_at) FROM {ratewait} WHERE opens_at > {now}")
         *moments, lease = (self._session.dialect.time(value) for value in row)
+        moments.append(self._session.dialect.time(rate[0] if rate else None))
         if lease is not None:
             # A lease holds up to and including its last moment.
             moments.append(lease + timedelta(microseconds=1))

@@ -238,7 +238,8 @@ class Child:
             raise
 
     def _exchange(self, session: Session, entries: list[Entry]) -> None:
-        room = self._room(sum(isinstance(entry.item, Finish) for entry in entries))
+        leaving = sum(isinstance(entry.item, Finish) for entry in entries)
+        room = self._room(leaving)
         if room > 0 and self.intake.wants_look:
             session.committed(self.intake.refresh)
             if not self.intake.lanes:
@@ -251,7 +252,7 @@ class Child:
         try:
             answers, taken = exchange(
                 session, [entry.item for entry in entries], self.intake.lanes if wants else [],
-                worker=self.id, limit=room, lease=lease,
+                worker=self.id, limit=room, lease=lease, limited=self.hands.free(leaving),
             )  # fmt: skip
         except Exception as error:
             if session.dialect.is_lost(error):

@@ -33,6 +33,8 @@ ASYNC_LIMIT = 100
 #: Prefetch at most so many jobs beyond those that run, and at most so many seconds of work.
 PREFETCH, PREFETCH_SECONDS = 500, 0.1
 
+#: The same for jobs that keep a permit from others while they wait in the line.
+LIMITED_SECONDS, LIMITED_AHEAD = 0.02, 100
 #: Seconds after which jobs that wait behind long ones are handed back.
 LONGEST_WAIT = 1.0
 #: Seconds that a handler may take beyond its limit to notice it by itself.
@@ -114,6 +116,12 @@ class Hands:
         in_hand = len(self.in_hand) - leaving - self._on_loop
         wanted = self.threads + ahead - in_hand
         return wanted if in_hand <= 0 or wanted >= max(1, ahead // 2) else 0
+
+    def free(self, leaving: int = 0) -> int:
+        """How many jobs would start at once: for jobs that are not to wait with a permit in hand."""
+        ahead = min(int(self.threads * LIMITED_SECONDS / max(self.average, 1e-6)), LIMITED_AHEAD)
+        in_hand = len(self.in_hand) - leaving - self._on_loop
+        return max(self.threads + ahead - in_hand, 0)
 
     def put(self, claims: list[Claim]) -> None:
         """Add claims to the line."""

@@ -31,6 +31,8 @@ from django_jobs.worker.report import RunReport, count
 from django_jobs.worker.sweep import sweep
 
 T = TypeVar("T")
+#: Jobs that run_jobs(where=…) asks for at once.
+CHUNK = 100
 #: Threads that run_jobs() uses at least, unless it is sequential.
 THREADS = 4
 
@@ -86,30 +88,39 @@ class Batch:
         if limit < 1:
             return []
         if self.where is not None and self.where:
-            return self.claim_ids(self._matching(limit))
+            return self.claim_ids(self._matching(), limit)
         chosen, _ = intake.mine(self.session.committed(claiming.lanes), self.queues)
         lease = self.settings.lease
         return self.session.committed(
             lambda s: claiming.claim(s, chosen, worker=self.worker, limit=limit, lease=lease)
         )
 
-    def claim_ids(self, wanted: list[UUID]) -> list[Claim]:
+    def claim_ids(self, wanted: list[UUID], limit: int | None = None) -> list[Claim]:
+        """Take these jobs, or the first ``limit`` of them that nothing holds back."""
         lease = self.settings.lease
+        most = len(wanted) if limit is None else limit
+        claims: list[Claim] = []
+        for start in range(0, len(wanted), CHUNK):
+            chunk, left = wanted[start : start + CHUNK], most - len(claims)
+            claims += self.session.committed(
+                lambda s, chunk=chunk, left=left: claiming.take_chosen(  # type: ignore[misc]
+                    s, chunk, worker=self.worker, limit=left, lease=lease
+                )
+            )
+            if len(claims) >= most:
+                break
+        return claims
 
-        def work(session: Session) -> list[Claim]:
-            usable = claiming.claimable_ids(session, wanted)
-            return claiming.take(session, usable, worker=self.worker, lease=lease)
-
-        return self.session.committed(work) if wanted else []
-
-    def _matching(self, limit: int) -> list[UUID]:
+    def _matching(self) -> list[UUID]:
         found = overview.scope(self.alias, self.queues, self.where)
-        due = found.filter(status=Status.PENDING, gate=Gate.OPEN, due_at__lte=clock.now())
+        # Those that wait for a permit are asked too: among these jobs they may be the first.
+        gates = (Gate.OPEN, Gate.PERMIT, Gate.RATE)
+        due = found.filter(status=Status.PENDING, gate__in=gates, due_at__lte=clock.now())
         codes = registry.codes()
         ordered = due.order_by("precedence", "turn", "due_at", "id").values_list(
             "pk", "slug", "version"
         )
-        return [pk for pk, slug, version in ordered if (slug, version) in codes][:limit]
+        return [pk for pk, slug, version in ordered if (slug, version) in codes]
 
     # --- running ------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import logging
 from uuid import UUID
 
 from django_jobs import conf
-from django_jobs.store import keys, leases, permits
+from django_jobs.store import keys, leases, permits, rates
 from django_jobs.store.leases import Expired
 from django_jobs.store.session import Session
 
@@ -27,7 +27,9 @@ def sweep(session: Session, *, only: UUID | None = None) -> int:
             break
     if only is None:
         session.committed(keys.expire)
+        session.committed(permits.clear_dead)
         session.committed(permits.let_in_where_free)
+        session.committed(rates.look_after)
     return taken
 
 

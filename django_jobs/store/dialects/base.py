@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -14,7 +14,7 @@ from django_jobs import clock
 
 _TOKEN = re.compile(r"\{(\w+)(?:\(([\w.]+)\))?\}")
 TABLES = (
-    "job taskstatus attempt logline historyentry event task queue worker permit ratestart idempotencykey "
+    "job taskstatus attempt logline historyentry event task queue worker permit ratestart ratewait idempotencykey "
     "schedule tick outboxmessage seensignature callback keylock broadcast"
 ).split()
 
@@ -148,6 +148,11 @@ class Dialect:
 
     def lock_name(self, session: Any, number: int) -> None:
         """Let one transaction at a time pass for ``number``, until its end."""
+
+    def lock_names(self, session: Any, numbers: Sequence[int]) -> None:
+        """Let one transaction at a time pass for each of ``numbers``, in an order that all keep."""
+        for number in sorted(set(numbers)):
+            self.lock_name(session, number)
 
     def insert_many(self, session: Any, sql: str, items: list[dict[str, Any]]) -> None:
         """Insert many rows of one shape."""

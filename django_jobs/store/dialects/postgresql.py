@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from django_jobs.store.dialects.base import Dialect
@@ -47,6 +48,14 @@ class PostgreSQL(Dialect):
     def lock_name(self, session: Any, number: int) -> None:
         # Bound to the transaction, so it also holds behind a pooler.
         session.run("SELECT pg_advisory_xact_lock(%(number)s)", number=number)
+
+    def lock_names(self, session: Any, numbers: Sequence[int]) -> None:
+        if numbers:
+            session.run(
+                "SELECT pg_advisory_xact_lock(n) FROM (SELECT n FROM unnest(%(numbers)s::bigint[]) AS u(n) "
+                "ORDER BY n) AS s",
+                numbers=sorted(set(numbers)),
+            )
 
     def is_transient(self, error: BaseException) -> bool:
         return _state(error) in TRANSIENT

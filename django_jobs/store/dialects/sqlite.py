@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -39,6 +40,10 @@ class SQLite(Dialect):
     def lock_name(self, session: Any, number: int) -> None:
         # Any write takes the one write lock; what is read afterwards stays true until the commit.
         session.run("UPDATE {queue} SET paused = paused WHERE id < 0")
+
+    def lock_names(self, session: Any, numbers: Sequence[int]) -> None:
+        if numbers:
+            self.lock_name(session, 0)
 
     def is_transient(self, error: BaseException) -> bool:
         return "locked" in str(error) or "busy" in str(error)
