@@ -62,8 +62,7 @@ def chosen(arguments: argparse.Namespace) -> list[Measure]:
 
 def install(wanted: Sequence[Measure]) -> dict[str, str]:
     """Make the peers' environments; the reasons of those that could not be made."""
-    CACHE.mkdir(exist_ok=True)
-    (CACHE / ".gitignore").write_text("*\n")
+    CACHE.mkdir(parents=True, exist_ok=True)
     broken = {}
     for name in dict.fromkeys(c.system for one in wanted for c in one.contenders):
         if name == OURS.name:

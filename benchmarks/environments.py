@@ -11,7 +11,11 @@ from pathlib import Path
 import django
 
 ROOT = Path(__file__).resolve().parent.parent
-CACHE = ROOT / ".benchmarks"
+#: Outside of the repository, so that every work tree uses the same environments.
+CACHE = Path(
+    os.environ.get("BENCHMARKS_CACHE")
+    or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "django_jobs-benchmarks"
+)
 #: Seconds for one installation.
 LIMIT = 300
 _DJANGO = f"django=={django.__version__}"

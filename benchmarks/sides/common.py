@@ -130,8 +130,10 @@ class Side:
 
     def measure_jobs(self) -> dict[str, Any]:
         """Jobs per second: idle workers, then one commit with all jobs; claim to last outcome."""
-        with self.working():
-            return {"value": self.rate(self.count)}
+        with self.working() as workers:
+            before = self.spent(workers)
+            rate = self.rate(self.count)
+            return {"value": rate, **per_job(before, self.spent(workers), self.count)}
 
     def measure_due(self) -> dict[str, Any]:
         """Jobs per second for the first ``count`` outcomes out of ``size`` jobs that are due."""
@@ -195,20 +197,22 @@ class Side:
         with self.working() as workers:
             time.sleep(2)
             self.log_statements()
-            cpu, began = cpu_seconds(workers), time.perf_counter()
+            cpu, began = cpu_seconds(family(workers)), time.perf_counter()
             before = self.statements()
             time.sleep(seconds)
             passed = time.perf_counter() - began
-            used = cpu_seconds(workers) - cpu
+            used = cpu_seconds(family(workers)) - cpu
             said = self.statements() - before
             return {"value": used / passed * 60, "statements": said / passed}
 
     def measure_steps(self) -> dict[str, Any]:
         """Durable steps per second; ``runs`` runs of ``steps`` steps each, claim to last outcome."""
         runs, steps = int(self.request["runs"]), int(self.request["steps"])
-        with self.working("run1", 5):
+        with self.working("run1", 5) as workers:
+            before = self.spent(workers)
             rate = self.rate(runs, f"run{steps}")
-            return {"value": rate * steps}
+            used = per_job(before, self.spent(workers), runs * steps)
+            return {"value": rate * steps, **used}
 
     def measure_memory(self) -> dict[str, Any]:
         """Proportional set size of the idle worker's processes, in MB."""
@@ -239,6 +243,14 @@ class Side:
         if done != count:
             raise RuntimeError(f"{done} of {count} jobs have ended")
         return done / seconds
+
+    def spent(self, workers: list[Worker]) -> dict[str, float]:
+        """CPU seconds used so far by the workers' processes, and by the database's."""
+        spent = {"worker_us": cpu_seconds(family(workers))}
+        if self.database.get("HOST"):
+            backend = self.value("SELECT pg_backend_pid()")
+            spent["database_us"] = cpu_seconds(descendants([parent_of(backend)]))
+        return spent
 
     def wait_until_done(self) -> None:
         """The runner's time limit ends a wait in vain."""
@@ -309,24 +321,38 @@ def note_call(path: str | Path) -> None:
         file.write(f"{moment!r}\n")
 
 
+def per_job(before: dict[str, float], after: dict[str, float], count: int) -> dict[str, float]:
+    """Microseconds of CPU that each of ``count`` jobs has cost."""
+    return {name: (after[name] - before[name]) / count * 1e6 for name in before}
+
+
 def family(workers: list[Worker]) -> list[int]:
     """The process ids of the workers and all their descendants."""
+    return descendants([worker.process.pid for worker in workers])
+
+
+def parent_of(pid: int) -> int:
+    """The parent of a process."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def descendants(roots: list[int]) -> list[int]:
+    """``roots`` and all processes below them."""
     parents: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                parents.setdefault(parent, []).append(int(entry.name))
-    found = [worker.process.pid for worker in workers]
+                parents.setdefault(parent_of(int(entry.name)), []).append(int(entry.name))
+    found = list(roots)
     for pid in found:
         found.extend(parents.get(pid, []))
     return found
 
 
-def cpu_seconds(workers: list[Worker]) -> float:
-    """User and system time used so far by the workers and their descendants."""
+def cpu_seconds(processes: list[int]) -> float:
+    """User and system time used so far by these processes."""
     total = 0
-    for pid in family(workers):
+    for pid in processes:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         total += int(fields[11]) + int(fields[12])
     return total / os.sysconf("SC_CLK_TCK")

@@ -175,6 +175,7 @@ class Schema:
             self._output = (
                 None if _is_open(returned) else Codec(returned, f"{self.what}: its return value")
             )
+            self._may_return_none = self._output is None or returned in (None, type(None))
             self._resolved = True
 
     def _hints(self) -> dict[str, Any]:
@@ -380,8 +381,10 @@ class Schema:
 
         ``limit`` is in bytes of JSON, the setting ``MAX_OUTPUT`` unless given.
         """
-        limit = limit or conf.get().max_output
         self.resolve()
+        if value is None and self._may_return_none:
+            return None
+        limit = limit or conf.get().max_output
         try:
             if self._output is None:
                 return jsonvalues.plain(value, what="output", limit=limit)

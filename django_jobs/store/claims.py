@@ -13,6 +13,7 @@ from django_jobs import failpoints, jsonvalues
 from django_jobs.errors import ErrorDict
 from django_jobs.lifecycle import AttemptStatus, Kind, Status
 from django_jobs.store import admission, history, permits, rates
+from django_jobs.store.claimable import AVAILABLE, CLAIMABLE
 from django_jobs.store.session import Session
 from django_jobs.store.waking import wake_due
 
@@ -43,6 +44,7 @@ class StepRecord:
 class Claim:
     """One worker's hold on one job, under one fence."""
 
+    #: The columns of RETURNED, in their order; those of ``order`` come after them.
     job_id: UUID
     slug: str
     version: str | None
@@ -52,17 +54,17 @@ class Claim:
     fence: int
     attempts: int
     crashes: int
-    worker: UUID
     started_at: datetime
-    options: str | None = None
-    context: str | None = None
-    args: str | None = None
-    parent: UUID | None = None
-    key_hash: str | None = None
-    key_hold: bool = False
-    step_key: str | None = None
-    deadline_at: datetime | None = None
-    meta: str | None = None
+    options: str | None
+    context: str | None
+    args: str | None
+    parent: UUID | None
+    key_hash: str | None
+    key_hold: bool
+    step_key: str | None
+    deadline_at: datetime | None
+    meta: str | None
+    worker: UUID
     order: tuple[Any, ...] = ()
     steps: list[StepRecord] = field(default_factory=list)
     #: DB time of a run's later claim, and of the retry by which an operator opened it again.
@@ -78,6 +80,8 @@ class Claim:
     held: tuple[str, ...] = ()
     #: The handler still runs although its outcome is recorded: its permit stays taken.
     keeps_permit: bool = False
+    #: Its place in the table of what this process really runs.
+    charge: int | None = None
     #: Set once the outcome is committed, where the handler's thread waits for that.
     acknowledged: threading.Event | None = None
 
@@ -130,19 +134,15 @@ RETURNED = (
     "{job}.parent_id, {job}.key_hash, {job}.key_hold, {job}.step_key, {job}.deadline_at, {text(meta)}, "
     "{job}.precedence, {job}.turn, {job}.due_at, {job}.history_length"
 )
+#: Where the columns of the order begin in RETURNED: precedence, turn, due time; then the history's length.
+ORDER_FROM = 19
 #: Rounds of one claim in which jobs without a permit are put aside.
 ROUNDS = 40
-AVAILABLE = (
-    "{job}.status = 'pending' AND {job}.gate IN ('open', 'permit', 'rate') AND {job}.due_at <= {now} "
-    "AND ({job}.lease_expires_at IS NULL OR {job}.lease_expires_at < {now}) "
-    "AND ({job}.expires_at IS NULL OR {job}.expires_at > {now} OR {job}.started_at IS NOT NULL)"
-)
 #: When something becomes due that waits for its time, or for its rate.
 MOMENTS = (
     "SELECT MIN(run_after) AS moment FROM {job} WHERE status = 'sleeping' OR (status = 'pending' AND gate = 'timer') "
     "UNION ALL SELECT MIN(opens_at) FROM {ratewait}"
 )
-CLAIMABLE = AVAILABLE.replace("IN ('open', 'permit', 'rate')", "= 'open'")
 # From the second claim on, the claim itself is a history entry; the first one is derived. The fence
 # comes last: MySQL lets an assignment see those before it.
 TAKE = """
@@ -341,7 +341,7 @@ def _take_in_order(
         for job_id, why in refused.items():
             if why == "queue":
                 room[queue_of[job_id]] = 0
-    claims.sort(key=lambda taken: taken.order)
+    claims.sort(key=_place_in_line)
     return claims
 
 
@@ -466,36 +466,22 @@ def direct_params(
 def taken_directly(session: Session, rows: list[tuple[Any, ...]], worker: UUID) -> list[Claim]:
     """The claims of the rows that the direct statement returned, in order."""
     claims = [_claim(session, row, worker) for row in rows]
-    claims.sort(key=lambda taken: taken.order)
+    claims.sort(key=_place_in_line)
     return claims
 
 
+def _place_in_line(claim: Claim) -> tuple[Any, ...]:
+    return (*claim.order[:3], claim.job_id.int)
+
+
 def _claim(session: Session, row: tuple[Any, ...], worker: UUID) -> Claim:
+    if session.vendor == "postgresql":
+        return Claim(*row[:ORDER_FROM], worker, row[ORDER_FROM:])
     time, uuid = session.dialect.time, session.dialect.uuid
-    job_id = uuid(row[0])
-    return Claim(
-        job_id=job_id,  # type: ignore[arg-type]
-        slug=row[1],
-        version=row[2],
-        kind=row[3],
-        queue_name=row[4],
-        input=row[5],
-        fence=row[6],
-        attempts=row[7],
-        crashes=row[8],
-        worker=worker,
-        started_at=time(row[9]),  # type: ignore[arg-type]
-        options=row[10],
-        context=row[11],
-        args=row[12],
-        parent=uuid(row[13]),
-        key_hash=row[14],
-        key_hold=bool(row[15]),
-        step_key=row[16],
-        deadline_at=time(row[17]),
-        meta=row[18],
-        order=(row[19], row[20], row[21], str(job_id), row[22]),
-    )
+    known = list(row[:ORDER_FROM])
+    for place, read in ((0, uuid), (9, time), (13, uuid), (15, bool), (17, time)):
+        known[place] = read(known[place])
+    return Claim(*known, worker, row[ORDER_FROM:])
 
 
 def _note_again(session: Session, claims: list[Claim]) -> list[Claim]:
@@ -504,7 +490,7 @@ def _note_again(session: Session, claims: list[Claim]) -> list[Claim]:
         if taken.fence == 1:
             continue
         history.add(
-            session, taken.job_id, taken.order[4], event="claimed", frm=Status.PENDING, to=Status.RUNNING,
+            session, taken.job_id, taken.order[3], event="claimed", frm=Status.PENDING, to=Status.RUNNING,
             fence=taken.fence, worker=taken.worker, attempt=taken.attempts + 1,
         )  # fmt: skip
         session.run(
@@ -518,22 +504,33 @@ def _note_again(session: Session, claims: list[Claim]) -> list[Claim]:
 
 def with_steps(session: Session, claims: list[Claim]) -> list[Claim]:
     """Read the recorded steps of jobs that were claimed before; a first claim has none."""
-    for taken in claims:
-        if taken.fence > 1:
-            taken.steps = read_steps(session, taken.job_id)
-            if taken.is_run:
-                _note_times(session, taken)
+    again = [taken for taken in claims if taken.fence > 1]
+    if again:
+        found = read_steps(session, [taken.job_id for taken in again])
+        for taken in again:
+            taken.steps = found.get(taken.job_id, [])
+        _note_times(session, [taken for taken in again if taken.is_run])
     return claims
 
 
-def _note_times(session: Session, taken: Claim) -> None:
+def _note_times(session: Session, runs: list[Claim]) -> None:
     """The present moment, by which the time limit of a run is judged, and when it was retried."""
-    retried = "NULL"
-    if taken.attempts_before is not None:
-        retried = "(SELECT MAX(at) FROM {historyentry} WHERE job_id = %(id)s AND event = 'retried')"
-    row = session.one(f"SELECT {{now}}, {retried}", id=taken.job_id)
+    if not runs:
+        return
+    retried = [run.job_id for run in runs if run.attempts_before is not None]
+    row = session.one("SELECT {now}")
+    moments: dict[UUID | None, Any] = {}
+    if retried:
+        rows = session.rows(
+            "SELECT job_id, MAX(at) FROM {historyentry} WHERE job_id {among(ids)} AND event = 'retried' "
+            "GROUP BY job_id",
+            ids=retried,
+        )
+        moments = {session.dialect.uuid(job_id): at for job_id, at in rows}
     assert row is not None
-    taken.claimed_at, taken.retried_at = session.dialect.time(row[0]), session.dialect.time(row[1])
+    time = session.dialect.time
+    for run in runs:
+        run.claimed_at, run.retried_at = time(row[0]), time(moments.get(run.job_id))
 
 
 def read_claim(session: Session, job_id: UUID, fence: int, worker: UUID) -> Claim | None:
@@ -568,38 +565,29 @@ def peek(session: Session, job_id: UUID) -> Peek | None:
         return None
     [row] = rows
     claim = _claim(session, row[:-1], job_id)
-    claim.steps = read_steps(session, job_id)
+    claim.steps = read_steps(session, [job_id]).get(job_id, [])
     return Peek(claim, jsonvalues.loads(row[-1]))
 
 
+#: In the order of StepRecord's fields.
 STEP_COLUMNS = (
     "id, step_key, step_id, slug, kind, status, {text(input)}, {text(output)}, {text(error)}, total_tried, failures, "
     "done_no, wake_at, event_name, child, parent_key"
 )
 
 
-STEP_FIELDS = (
-    "id", "step_key", "step_id", "slug", "kind", "status", "input", "output", "error", "total_tried", "failures",
-    "done_no", "wake_at", "event_name", "child", "parent_key",
-)  # fmt: skip
-
-
-def read_steps(session: Session, job_id: UUID) -> list[StepRecord]:
-    """All step records of a run, in order of first start."""
+def read_steps(session: Session, job_ids: Sequence[UUID]) -> dict[UUID, list[StepRecord]]:
+    """All step records of these runs, in order of first start."""
     rows = session.rows(
-        f"SELECT {STEP_COLUMNS} FROM {{taskstatus}} WHERE job_id = %(id)s ORDER BY id", id=job_id
+        f"SELECT job_id, {STEP_COLUMNS} FROM {{taskstatus}} WHERE job_id {{among(ids)}} ORDER BY id",
+        ids=list(job_ids),
     )
     time, uuid = session.dialect.time, session.dialect.uuid
-    return [
-        StepRecord(
-            **{
-                **dict(zip(STEP_FIELDS, row, strict=True)),
-                "wake_at": time(row[12]),
-                "child": uuid(row[14]),
-            }
-        )
-        for row in rows
-    ]
+    found: dict[UUID, list[StepRecord]] = {}
+    for job_id, *row in rows:
+        row[12], row[14] = time(row[12]), uuid(row[14])
+        found.setdefault(uuid(job_id), []).append(StepRecord(*row))  # type: ignore[arg-type]
+    return found
 
 
 def take_chosen(

@@ -7,7 +7,15 @@ from uuid import UUID
 
 from django_jobs.store import claims as claiming
 from django_jobs.store.claims import Claim, Lane
-from django_jobs.store.record import COMPLETE_PLAIN, Finish, Item, is_plain, plain_params, record
+from django_jobs.store.record import (
+    COMPLETE_PLAIN,
+    Finish,
+    Item,
+    ended_here,
+    is_plain,
+    plain_params,
+    record,
+)
 from django_jobs.store.session import Session
 from django_jobs.store.steps import (
     RECORD_POSTGRESQL,
@@ -94,25 +102,23 @@ def _in_one_trip(
         params = claiming.direct_params(chosen, worker=worker, limit=limit, lease=lease)
         statements.append((claiming.TAKE_DIRECT, params))
     results = iter(session.together(statements))
-    statuses = statuses_of(next(results)) if steps else {}
-    done = {row[0] for row in next(results)} if ended else set()
-    taken = claiming.taken_directly(session, next(results), worker) if chosen else []
-    answers: list[Answer] = []
-    for item in items:
-        if isinstance(item, StepWrite):
-            answers.append(answer(item, statuses))
-        else:
-            answers.append("written" if item.claim.job_id in done else "lost")
-    if len(done) < len(ended):
+    statuses = statuses_of(next(results).fetchall()) if steps else {}
+    all_done = not ended or next(results).rowcount == len(ended)
+    taken = claiming.taken_directly(session, next(results).fetchall(), worker) if chosen else []
+    answers: list[Answer] = [
+        answer(item, statuses) if isinstance(item, StepWrite) else "written" for item in items
+    ]
+    if not all_done:
         answers = _second_look(session, items, answers)
     return answers, claiming.with_steps(session, taken)
 
 
 def _second_look(session: Session, items: Sequence[Item], answers: list[Answer]) -> list[Answer]:
-    """Items that the fast way did not match: paused meanwhile, or truly lost."""
+    """Outcomes of which the fast way did not match all: paused meanwhile, or truly lost."""
+    done = ended_here(session, [item.claim for item in items if isinstance(item, Finish)])
     unsure = [
-        isinstance(item, Finish) and known == "lost"
-        for item, known in zip(items, answers, strict=True)
+        isinstance(item, Finish) and (item.claim.job_id, item.claim.fence) not in done
+        for item in items
     ]
     left = [item for item, doubt in zip(items, unsure, strict=True) if doubt]
     again = iter(session.committed(lambda s: record(s, left)))

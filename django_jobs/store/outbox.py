@@ -13,7 +13,7 @@ from uuid import UUID
 
 from django_jobs import jsonvalues
 from django_jobs.errors import ErrorDict
-from django_jobs.store.claims import CLAIMABLE
+from django_jobs.store.claimable import CLAIMABLE
 from django_jobs.store.session import Session
 
 #: Kind of the messages that tell Celery's workers of a job.

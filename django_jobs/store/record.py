@@ -26,6 +26,7 @@ from django_jobs.outcomes import (
 from django_jobs.store import endings, history, jobs, permits, waits
 from django_jobs.store.claims import Claim
 from django_jobs.store.dialects.mysql import portions
+from django_jobs.store.dialects.postgresql import array_of, text_array_of
 from django_jobs.store.session import Session
 from django_jobs.store.steps import Answer, StepWrite, dump_error, write_steps
 from django_jobs.store.waits import Wait
@@ -158,6 +159,15 @@ def _finished_before(session: Session, item: Finish) -> bool:
     return row is not None and row[0] == item.claim.fence and row[1] is None
 
 
+def ended_here(session: Session, claims: Sequence[Claim]) -> set[tuple[UUID, int]]:
+    """Those of ``claims``, as (job, fence), whose end is written; see :func:`_finished_before`."""
+    rows = session.rows(
+        "SELECT id, fence FROM {job} WHERE id {among(ids)} AND worker = %(worker)s AND lease_expires_at IS NULL",
+        ids=[claim.job_id for claim in claims], worker=claims[0].worker,
+    )  # fmt: skip
+    return {(session.dialect.uuid(row[0]), row[1]) for row in rows}  # type: ignore[misc]
+
+
 # --- outcomes ---------------------------------------------------------------------------------
 
 
@@ -165,7 +175,7 @@ COMPLETE_PLAIN = """
     UPDATE {job} SET status = 'completed', output = v.output::jsonb, error = NULL, attempts = attempts + 1,
            finished_at = {now}, lease_expires_at = NULL, deadline_at = NULL
       FROM unnest(%(ids)s::uuid[], %(fences)s::int[], %(outputs)s::text[]) AS v(id, fence, output)
-     WHERE {job}.id = v.id AND {job}.fence = v.fence AND {job}.status = 'running' RETURNING {job}.id
+     WHERE {job}.id = v.id AND {job}.fence = v.fence AND {job}.status = 'running'
 """
 
 
@@ -186,9 +196,9 @@ def is_plain(item: Item) -> bool:
 
 def plain_params(items: Sequence[Item]) -> dict[str, Any]:
     return {
-        "ids": [item.claim.job_id for item in items],
-        "fences": [item.claim.fence for item in items],
-        "outputs": [item.outcome.output for item in items],  # type: ignore[union-attr]
+        "ids": array_of([item.claim.job_id.hex for item in items]),
+        "fences": array_of([item.claim.fence for item in items]),
+        "outputs": text_array_of([item.outcome.output for item in items]),  # type: ignore[union-attr]
     }
 
 
@@ -197,7 +207,8 @@ def _complete_plain(session: Session, items: Sequence[Finish]) -> set[UUID]:
     if not items:
         return set()
     if session.vendor == "postgresql":
-        return {row[0] for row in session.rows(COMPLETE_PLAIN, **plain_params(items))}
+        rows = session.rows(COMPLETE_PLAIN + " RETURNING {job}.id", **plain_params(items))
+        return {row[0] for row in rows}
     if session.vendor == "sqlite":
         listed = [
             [item.claim.job_id.hex, item.claim.fence, item.outcome.output]  # type: ignore[union-attr]

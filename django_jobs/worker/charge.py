@@ -7,47 +7,55 @@ import struct
 import threading
 from uuid import UUID
 
-_SLOT = struct.Struct("=16sQ")
-_COUNT = struct.Struct("=Q")
+#: The job's id, its fence, and how many executions have begun in this place.
+_SLOT = struct.Struct("=16sQQ")
+_SIZE = _SLOT.size
 EMPTY = bytes(16)
 
 
 class Charges:
-    """A table of (job, fence) in shared memory; jobs in it are charged when the child dies."""
+    """A table of (job, fence) in shared memory; jobs in it are charged when the child dies.
+
+    A place belongs to one execution at a time, so that writing to it needs no lock.
+    """
 
     def __init__(self, slots: int = 256) -> None:
-        self._slots = slots
-        self._memory = mmap.mmap(-1, _SLOT.size * slots + _COUNT.size)
-        self._lock = threading.Lock()
-        self._places: dict[UUID, int] = {}
+        # One more for the executions that found no place: they are counted, and not charged.
+        self._memory = mmap.mmap(-1, _SIZE * (slots + 1))
+        self._entered = [0] * (slots + 1)
         self._free = list(range(slots))
+        self._crowd = slots
+        self._lock = threading.Lock()
 
-    def enter(self, job_id: UUID, fence: int) -> None:
-        with self._lock:
-            _COUNT.pack_into(self._memory, _SLOT.size * self._slots, self.entered + 1)
-            if job_id in self._places or not self._free:
-                return
+    def enter(self, job_id: UUID, fence: int) -> int:
+        """An execution begins; the place that :meth:`leave` is told."""
+        try:
             place = self._free.pop()
-            self._places[job_id] = place
-            _SLOT.pack_into(self._memory, place * _SLOT.size, job_id.bytes, fence)
+        except IndexError:
+            with self._lock:
+                self._write(self._crowd, EMPTY, 0)
+            return self._crowd
+        self._write(place, job_id.bytes, fence)
+        return place
 
-    def leave(self, job_id: UUID) -> None:
-        with self._lock:
-            place = self._places.pop(job_id, None)
-            if place is not None:
-                _SLOT.pack_into(self._memory, place * _SLOT.size, EMPTY, 0)
-                self._free.append(place)
+    def leave(self, place: int) -> None:
+        if place != self._crowd:
+            offset = place * _SIZE
+            self._memory[offset : offset + 16] = EMPTY
+            self._free.append(place)
+
+    def _write(self, place: int, job: bytes, fence: int) -> None:
+        self._entered[place] = count = self._entered[place] + 1
+        _SLOT.pack_into(self._memory, place * _SIZE, job, fence, count)
 
     @property
     def entered(self) -> int:
         """How many executions have begun."""
-        return int(_COUNT.unpack_from(self._memory, _SLOT.size * self._slots)[0])
+        return sum(entered for _, _, entered in self._places())
 
     def running(self) -> set[UUID]:
         """The jobs that were being run, as the supervisor reads them."""
-        found = set()
-        for place in range(self._slots):
-            raw, _ = _SLOT.unpack_from(self._memory, place * _SLOT.size)
-            if raw != EMPTY:
-                found.add(UUID(bytes=raw))
-        return found
+        return {UUID(bytes=raw) for raw, _, _ in self._places() if raw != EMPTY}
+
+    def _places(self) -> list[tuple[bytes, int, int]]:
+        return list(_SLOT.iter_unpack(self._memory[:]))

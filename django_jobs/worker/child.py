@@ -7,6 +7,7 @@ import logging
 import os
 import platform
 import threading
+from collections import Counter
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -17,7 +18,7 @@ from django_jobs import clock, conf, ids, signals
 from django_jobs.definitions import registry
 from django_jobs.lifecycle import Status
 from django_jobs.models import Worker
-from django_jobs.outcomes import Completed, HandedBack, Lost, Outcome
+from django_jobs.outcomes import Completed, Failed, HandedBack, Lost, Outcome
 from django_jobs.store import catalogue, leases, workers
 from django_jobs.store.claims import Claim
 from django_jobs.store.exchange import exchange
@@ -32,7 +33,7 @@ from django_jobs.worker.heartbeat import TRUSTED, renew, say_lost
 from django_jobs.worker.intake import Intake, Plan
 from django_jobs.worker.isolation import Isolation, Link
 from django_jobs.worker.local import after
-from django_jobs.worker.report import RunReport, count
+from django_jobs.worker.report import RunReport, report_of
 from django_jobs.worker.sweep import sweep
 from django_jobs.worker.timetable import Timetable
 from django_jobs.worker.wakeup import watch
@@ -58,7 +59,8 @@ class Child:
         self.settings = conf.get()
         self.id = ids.worker_id()
         self.supervisor = supervisor
-        self.report = RunReport()
+        #: How many tries have ended in each way.
+        self._ended: Counter[type[Outcome]] = Counter()
         self.desk = Desk(plan.alias, self.settings.lease)
         self.intake = Intake(plan)
         self.isolation = None if link is None else Isolation(link)
@@ -128,7 +130,7 @@ class Child:
             if self._relay is not None:
                 self._relay.stop()
             self._sign_off(session)
-        return self.report
+        return report_of(self._ended)
 
     def _hint(self) -> None:
         self.intake.look_soon()
@@ -323,7 +325,7 @@ class Child:
         if isinstance(outcome, Lost):
             delegated = outcome.detail.get("delegated")
             if delegated is not None:
-                self.report += RunReport(failed=int(delegated.failed))
+                self._ended[Failed] += int(delegated.failed)
                 self.intake.look_soon()
                 self._dry = False
             else:
@@ -341,8 +343,8 @@ class Child:
                 self.intake.look_soon()
                 self._dry = False
                 return
-            self.report += count([outcome])
-            if not (claim.plain and isinstance(outcome, Completed)):
+            self._ended[type(outcome)] += 1
+            if not (isinstance(outcome, Completed) and claim.plain):
                 # It may have freed a permit, woken a parent, or be due again at once.
                 self.intake.look_soon()
                 self._dry = False

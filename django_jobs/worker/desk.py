@@ -88,8 +88,11 @@ class Desk:
         return done
 
     def _ring(self) -> None:
-        self._urgent.set()
-        self._call.set()
+        # Whoever finds them set comes before the writer's next look at the entries.
+        if not self._urgent.is_set():
+            self._urgent.set()
+        if not self._call.is_set():
+            self._call.set()
 
     # --- for the one who writes ---------------------------------------------------------------
 
@@ -114,10 +117,8 @@ class Desk:
 
     def take(self) -> list[Entry]:
         """Everything on the desk, in order."""
-        taken = []
-        while self._entries:
-            taken.append(self._entries.popleft())
-        return taken
+        # Only this thread takes; what is put on it meanwhile is left to the next round.
+        return [self._entries.popleft() for _ in range(len(self._entries))]
 
     def flush(self, session: Session) -> None:
         """Write everything on the desk in one transaction and tell those who wait."""

@@ -62,6 +62,7 @@ class Execution:
 
     claim: Claim
     definition: Definition
+    input: dict[str, Any]
     retry: Retry | None
     #: Seconds that this claim may take: of a run, what is left of its limit.
     timeout: float | None
@@ -140,9 +141,8 @@ class Execution:
 
     def _arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         definition = self.definition
-        stored = jsonvalues.loads(self.claim.input)
         try:
-            args, kwargs = definition.schema.load_input(stored)
+            args, kwargs = definition.schema.load_input(self.input)
         except InvalidInput as error:
             # Another try would read the same row by the same code.
             raise NonRetryable(str(error)) from error
@@ -276,7 +276,7 @@ def prepare(claim: Claim, environment: Environment) -> Execution | Outcome:
         return HandedBack(f"this worker has no code for {claim.slug!r}")
     try:
         stored = jsonvalues.loads(claim.input)
-        options = jsonvalues.loads(claim.options) or {}
+        options = (claim.options and jsonvalues.loads(claim.options)) or {}
     except ValueError as error:
         return corrupt(f"The stored input is no JSON: {error}")
     if not isinstance(stored, dict):
@@ -286,7 +286,7 @@ def prepare(claim: Claim, environment: Environment) -> Execution | Outcome:
         retry = Retry.from_dict(options["retries"]).over(definition.retries)
     limit = options.get("timeout", definition.timeout)
     left = claim.time_left(limit) if claim.is_run and limit is not None else limit
-    prepared = Execution(claim, definition, retry, left, environment, limit)
+    prepared = Execution(claim, definition, stored, retry, left, environment, limit)
     prepared.settled = _kept(claim)
     if prepared.settled is None and claim.is_run and left is not None and left <= 0:
         prepared.settled = prepared.out_of_time()

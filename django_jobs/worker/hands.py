@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from django.db import Error, connections
+from django.db.backends.signals import connection_created
 
 from django_jobs import clock
 from django_jobs.outcomes import HandedBack, Lost, Outcome
@@ -47,11 +48,11 @@ class Overdue(BaseException):
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A handler that runs in a thread; ``limit`` is the monotonic end of its time."""
+    """A handler with a time limit that runs in a thread; ``limit`` is the monotonic end of it."""
 
     claim: Claim
     execution: Execution
-    limit: float | None
+    limit: float
 
 
 Concluded = Callable[[Claim, "Execution | Outcome", Outcome], None]
@@ -150,12 +151,10 @@ class Hands:
 
     def overdue(self) -> list[Running]:
         """Handlers in threads that have outlived their time limit, each told once."""
+        if not self._running:
+            return []
         present = clock.monotonic()
-        late = [
-            one
-            for one in list(self._running.values())
-            if one.limit is not None and present > one.limit
-        ]
+        late = [one for one in list(self._running.values()) if present > one.limit]
         for one in late:
             self._running.pop(one.claim.job_id, None)
         return late
@@ -248,7 +247,7 @@ class Hands:
             self._conclude(claim, Lost(), HandedBack("its lease could not be renewed"))
             return
         if self._charges is not None:
-            self._charges.enter(claim.job_id, claim.fence)
+            claim.charge = self._charges.enter(claim.job_id, claim.fence)
         started = clock.perf()
         prepared = execution.prepare(claim, self._environment)
         if not isinstance(prepared, Execution):
@@ -269,11 +268,10 @@ class Hands:
                 lambda done: self._async_done(claim, prepared, done, started)
             )
             return
-        limit = None if prepared.timeout is None else clock.monotonic() + prepared.timeout + MERCY
-        self._running[claim.job_id] = Running(claim, prepared, limit)
-        outcome = prepared.run()
-        if self._running.pop(claim.job_id, None) is None:
-            raise Overdue  # its time-out is recorded, and this thread has a successor
+        if prepared.timeout is None:
+            outcome = prepared.run()
+        else:
+            outcome = self._run_limited(claim, prepared, prepared.timeout)
         self._learn(started)
         if prepared.definition.acknowledge == "each":
             claim.acknowledged = threading.Event()
@@ -281,11 +279,17 @@ class Hands:
         if claim.acknowledged is not None:
             claim.acknowledged.wait()
 
+    def _run_limited(self, claim: Claim, prepared: Execution, timeout: float) -> Outcome:
+        self._running[claim.job_id] = Running(claim, prepared, clock.monotonic() + timeout + MERCY)
+        outcome = prepared.run()
+        if self._running.pop(claim.job_id, None) is None:
+            raise Overdue  # its time-out is recorded, and this thread has a successor
+        return outcome
+
     def _delegate(self, isolation: Isolation, claim: Claim, prepared: Execution) -> None:
         """Run a job in a process of its own; the calling thread waits for it."""
-        if self._charges is not None:
-            # The supervisor charges the process that runs it, not this one.
-            self._charges.leave(claim.job_id)
+        # The supervisor charges the process that runs it, not this one.
+        self._leave(claim)
         ended = isolation.run(claim, prepared.timeout)
         if ended.killed and claim.revoked is None:
             self._conclude(claim, prepared, prepared.timed_out())
@@ -309,9 +313,13 @@ class Hands:
         self.average += (clock.perf() - started - self.average) * 0.05
 
     def _conclude(self, claim: Claim, prepared: Execution | Outcome, outcome: Outcome) -> None:
-        if self._charges is not None:
-            self._charges.leave(claim.job_id)
+        self._leave(claim)
         self._concluded(claim, prepared, outcome)
+
+    def _leave(self, claim: Claim) -> None:
+        place, claim.charge = claim.charge, None
+        if place is not None and self._charges is not None:
+            self._charges.leave(place)
 
 
 def _is_at_rest(raw: Any) -> bool:
@@ -331,11 +339,31 @@ def _is_at_rest(raw: Any) -> bool:
         return False
 
 
+class _Opened(threading.local):
+    """Whether this thread has opened a connection: most handlers use none."""
+
+    any = False
+
+
+_opened = _Opened()
+
+
+def _note_opened(**_: object) -> None:
+    _opened.any = True
+
+
+connection_created.connect(_note_opened, dispatch_uid="django_jobs.worker.hands")
+
+
 def clean_up() -> None:
     """Leave nothing of a handler's connections to the next one in this thread."""
+    if not _opened.any:
+        return
+    _opened.any = False
     for connection in connections.all(initialized_only=True):
         if connection.connection is None:
             continue
+        _opened.any = True
         if connection.in_atomic_block or not _is_at_rest(connection.connection):
             # Within its own atomic block Django would keep the closed connection in place.
             connection.in_atomic_block = connection.closed_in_transaction = False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
@@ -54,9 +56,9 @@ NAMES: dict[type[Any], str] = {
 
 def count(outcomes: list[Outcome]) -> RunReport:
     """The report of these outcomes; parked and handed back passes count as nothing."""
-    totals: dict[str, Any] = dict.fromkeys(NAMES.values(), 0)
-    for outcome in outcomes:
-        name = NAMES.get(type(outcome))
-        if name is not None:
-            totals[name] += 1
-    return RunReport(**totals)
+    return report_of(Counter(type(outcome) for outcome in outcomes))
+
+
+def report_of(counts: Mapping[type[Any], int]) -> RunReport:
+    """The report of so many outcomes of each kind."""
+    return RunReport(**{name: counts.get(kind, 0) for kind, name in NAMES.items()})

@@ -49,6 +49,7 @@ class Damage:
             (root / edit.path).write_text(damaged)
 
 
+CLAIMABLE = "django_jobs/store/claimable.py"
 CLAIMS = "django_jobs/store/claims.py"
 LEASES = "django_jobs/store/leases.py"
 PERMITS = "django_jobs/store/permits.py"
@@ -100,7 +101,7 @@ DAMAGES = [
         "L1",
         [
             Edit(
-                CLAIMS,
+                CLAIMABLE,
                 '"AND ({job}.lease_expires_at IS NULL OR {job}.lease_expires_at < {now}) "',
                 '""',
             )

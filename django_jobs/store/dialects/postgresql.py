@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from django_jobs.store.dialects.base import Dialect
@@ -68,6 +68,20 @@ class PostgreSQL(Dialect):
         return any(
             type(link).__name__ in ("OperationalError", "InterfaceError") for link in _chain(error)
         )
+
+
+def array_of(values: Iterable[str | int | None]) -> str:
+    """The literal of an array. psycopg makes the same from a list, in Python, item by item."""
+    return "{" + ",".join(["NULL" if one is None else f"{one}" for one in values]) + "}"
+
+
+def text_array_of(values: Iterable[str | None]) -> str:
+    """The literal of an array of any texts."""
+    return array_of(None if one is None else _quoted(one) for one in values)
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def _chain(error: BaseException | None) -> list[BaseException]:
