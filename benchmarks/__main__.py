@@ -1,7 +1,8 @@
-"""``python -m benchmarks [MEASURE …] [--vs PEER …] [--quick]``
+"""``python -m benchmarks [MEASURE …] [--vs PEER …] [--quick] [--append] [--page] [--against REV]``
 
-Without names all measures run and docs/benchmarks.md is written; with names they are printed only,
-unless ``--write`` is given.
+Without names all measures run and docs/benchmarks.md is written. With names they are printed only;
+with ``--append`` they are kept beside those of earlier calls, and the page is made of all that are
+kept, so that the table can be produced in pieces.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-from benchmarks import environments, measures, report, runner
+from benchmarks import environments, measures, report, revision, runner
 from benchmarks.environments import CACHE, OURS, PEERS
 from benchmarks.measures import MEASURES, Measure
 from benchmarks.runner import tell
@@ -36,7 +37,21 @@ def parser() -> argparse.ArgumentParser:
         help="within 60 s: no-op against pgqueuer and procrastinate; exit 1 when a target is missed, 2 when a side did not run",
     )  # fmt: skip
     made.add_argument("--rounds", type=int, default=3, help="how often each side runs (default: 3)")
-    made.add_argument("--write", action="store_true", help="write docs/benchmarks.md in any case")
+    made.add_argument(
+        "--append",
+        action="store_true",
+        help="keep these results beside earlier ones and write docs/benchmarks.md from all of them",
+    )
+    made.add_argument(
+        "--page",
+        action="store_true",
+        help="measure nothing: write docs/benchmarks.md from what is kept",
+    )
+    made.add_argument(
+        "--against",
+        metavar="REV",
+        help="only our own sides, each beside itself at this commit; exit 1 when one is over 5 %% worse",
+    )
     made.add_argument(
         "--list", action="store_true", help="print the measures with their definitions"
     )
@@ -75,6 +90,45 @@ def install(wanted: Sequence[Measure]) -> dict[str, str]:
     return broken
 
 
+def measured(
+    one: Measure, server: Server | None, arguments: argparse.Namespace, broken: dict[str, str]
+) -> tuple[list[runner.Result], list[report.Row]]:
+    """Run one measure and print its table."""
+    results = runner.run(one, server, rounds=rounds_of(one, arguments), broken=broken, tell=tell)
+    rows = [report.row(result) for result in results]
+    sys.stdout.write(f"\n{one.title}\n{report.plain(report.table(one, rows))}\n")
+    return results, rows
+
+
+def rounds_of(one: Measure, arguments: argparse.Namespace) -> int:
+    if arguments.quick:
+        return 1
+    return min(one.rounds or arguments.rounds, arguments.rounds)
+
+
+def judged(verdicts: Sequence[report.Verdict]) -> bool:
+    """Print how the targets stand; whether all are met."""
+    for verdict in verdicts:
+        sys.stdout.write(f"  {'met   ' if verdict.met else 'MISSED'} {verdict.text}\n")
+    sys.stdout.flush()
+    return all(verdict.met for verdict in verdicts)
+
+
+def against(wanted: Sequence[Measure], arguments: argparse.Namespace) -> int:
+    """Our own sides beside themselves at an earlier commit."""
+    try:
+        name, package = revision.package_of(arguments.against)
+    except revision.UnknownRevision as error:
+        parser().error(f"--against {arguments.against}: {error}")
+    pairs = [revision.beside(one, name, package) for one in wanted]
+    server = Server() if any(not one.sqlite for one in pairs) else None
+    kept = True
+    for one in pairs:
+        _, rows = measured(one, server, arguments, {})
+        kept &= judged(report.verdicts(one, rows, revision.targets_against(one, name)))
+    return 0 if kept else 1
+
+
 def main(words: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(words)
     wanted = chosen(arguments)
@@ -82,6 +136,11 @@ def main(words: Sequence[str] | None = None) -> int:
         for one in wanted:
             sys.stdout.write(f"{one.name}: {one.title}, {one.unit}\n{one.definition}\n\n")
         return 0
+    if arguments.page:
+        report.publish(report.remembered())
+        return 0
+    if arguments.against is not None:
+        return against(wanted, arguments)
     broken = install(wanted)
     versions = {
         name: environments.version(PEERS[name])
@@ -89,19 +148,15 @@ def main(words: Sequence[str] | None = None) -> int:
         if name != OURS.name and name not in broken
     }
     server = Server() if any(not one.sqlite for one in wanted) else None
-    rounds = 1 if arguments.quick else arguments.rounds
-    write = not arguments.quick and (arguments.write or not (arguments.measures or arguments.vs))
-    missed: list[report.Verdict] = []
+    whole = not (arguments.quick or arguments.measures or arguments.vs)
+    if whole:
+        report.forget()
+    met = complete = True
     for one in wanted:
-        results = runner.run(one, server, rounds=rounds, broken=broken, tell=tell)
-        rows = [report.row(result) for result in results]
-        sys.stdout.write(f"\n{one.title}\n{report.plain(report.table(one, rows))}\n")
-        for verdict in report.verdicts(one, rows):
-            sys.stdout.write(f"  {'met   ' if verdict.met else 'MISSED'} {verdict.text}\n")
-            if not verdict.met:
-                missed.append(verdict)
-        sys.stdout.flush()
-        if write:
+        results, rows = measured(one, server, arguments, broken)
+        met &= judged(report.verdicts(one, rows))
+        complete &= all(result.median is not None for result in results)
+        if whole or arguments.append:
             settings = ", ".join(f"{name}={value}" for name, value in SETTINGS.items())
             database = (
                 f"PostgreSQL {server.version()} ({settings})"
@@ -111,14 +166,15 @@ def main(words: Sequence[str] | None = None) -> int:
             section = report.Section(
                 one.name, rows, report.commit(), report.today(),
                 " ".join(["python -m benchmarks", *(sys.argv[1:] if words is None else words)]),
-                rounds, report.machine(), database, versions,
+                rounds_of(one, arguments), report.machine(), database, versions,
             )  # fmt: skip
-            report.publish(report.remember(section))
+            report.remember(section)
+            report.publish(report.remembered())
     if arguments.quick:
-        if any(result.median is None for result in results):
+        if not complete:
             tell("Not judged: a side did not end; see above.")
             return 2
-        return 1 if missed else 0
+        return 0 if met else 1
     return 0
 
 

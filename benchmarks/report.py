@@ -15,11 +15,18 @@ from typing import Any
 from benchmarks.environments import CACHE, ROOT
 from benchmarks.measures import MEASURES, Measure
 from benchmarks.runner import Result
-from benchmarks.targets import LIMITS, TARGETS
+from benchmarks.targets import LIMITS, TARGETS, Target
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 IMAGES = ROOT / "docs" / "images"
 RESULTS = "results.json"
+
+
+#: Further numbers that a side may report, and what heads their column.
+EXTRAS = {
+    "p99": "p99, ms", "statements": "statements/s",
+    "worker_us": "worker CPU, µs each", "database_us": "database CPU, µs each",
+}  # fmt: skip
 
 
 @dataclass
@@ -66,7 +73,7 @@ class Verdict:
 def row(result: Result) -> Row:
     """What one contender's results come to."""
     contender = result.contender
-    names = {name for answer in result.answers for name in answer} & {"p99", "statements"}
+    names = {name for answer in result.answers for name in answer} & EXTRAS.keys()
     extras = {name: result.extra(name) or 0.0 for name in sorted(names)}
     settings = str(result.answers[0].get("settings", "")) if result.answers else ""
     return Row(
@@ -82,12 +89,14 @@ def quotient(measure: Measure, ours: float, peer: float) -> float:
     return ours / peer if peer else float("inf")
 
 
-def verdicts(measure: Measure, rows: Iterable[Row]) -> list[Verdict]:
+def verdicts(
+    measure: Measure, rows: Iterable[Row], targets: Sequence[Target] = TARGETS
+) -> list[Verdict]:
     """Every target and limit of this measure that the rows can answer."""
     medians = {row.label: row.median for row in rows if row.median is not None}
     by_label = {row.label: row for row in rows}
     found = []
-    for target in TARGETS:
+    for target in targets:
         ours, peer = medians.get(target.ours), medians.get(target.peer)
         if target.measure != measure.name or ours is None or peer is None:
             continue
@@ -101,7 +110,7 @@ def verdicts(measure: Measure, rows: Iterable[Row]) -> list[Verdict]:
         if target.floor is not None:
             text = f"{of} = {ratio:.2f}, floor {target.floor:g}"
             found.append(Verdict(measure.name, text, ratio >= target.floor, is_floor=True))
-    for limit in LIMITS:
+    for limit in LIMITS if targets is TARGETS else ():
         if limit.measure != measure.name or limit.label not in medians:
             continue
         value = by_label[limit.label].extras.get(limit.extra or "", medians[limit.label] or 0.0)
@@ -119,7 +128,8 @@ def verdicts(measure: Measure, rows: Iterable[Row]) -> list[Verdict]:
 def table(measure: Measure, rows: Sequence[Row]) -> list[list[str]]:
     """Header and lines: median, range and how ours compares; errors in place of figures."""
     extras = sorted({name for row in rows for name in row.extras})
-    lines = [["", f"median, {measure.unit}", "min–max", *extras, f"{rows[0].label} ÷ this"]]
+    heads = [EXTRAS.get(name, name) for name in extras]
+    lines = [["", f"median, {measure.unit}", "min–max", *heads, f"{rows[0].label} ÷ this"]]
     ours = rows[0].median
     for one in rows:
         if one.median is None:
@@ -161,12 +171,23 @@ def _number(value: float) -> str:
 # --- the published page ---------------------------------------------------------------------------
 
 
-def remember(section: Section) -> dict[str, Section]:
-    """Keep the section beside those of earlier runs; all of them, by measure."""
+def forget() -> None:
+    """Drop the results of earlier runs."""
+    (CACHE / RESULTS).unlink(missing_ok=True)
+
+
+def remember(section: Section) -> None:
+    """Keep the section beside those of earlier runs."""
     path = CACHE / RESULTS
     stored: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     stored[section.measure] = asdict(section)
     path.write_text(json.dumps(stored, indent=1))
+
+
+def remembered() -> dict[str, Section]:
+    """All results that are kept, by measure."""
+    path = CACHE / RESULTS
+    stored: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     return {
         name: Section(**{**found, "rows": [Row(**row) for row in found["rows"]]})
         for name, found in stored.items()
