@@ -475,13 +475,12 @@ def _place_in_line(claim: Claim) -> tuple[Any, ...]:
 
 
 def _claim(session: Session, row: tuple[Any, ...], worker: UUID) -> Claim:
-    if session.vendor == "postgresql":
-        return Claim(*row[:ORDER_FROM], worker, row[ORDER_FROM:])
-    time, uuid = session.dialect.time, session.dialect.uuid
-    known = list(row[:ORDER_FROM])
-    for place, read in ((0, uuid), (9, time), (13, uuid), (15, bool), (17, time)):
-        known[place] = read(known[place])
-    return Claim(*known, worker, row[ORDER_FROM:])
+    values: list[Any] = [*row[:ORDER_FROM], worker, row[ORDER_FROM:]]
+    if session.vendor != "postgresql":
+        time, uuid = session.dialect.time, session.dialect.uuid
+        for place, read in ((0, uuid), (9, time), (13, uuid), (15, bool), (17, time)):
+            values[place] = read(values[place])
+    return Claim(*values)
 
 
 def _note_again(session: Session, claims: list[Claim]) -> list[Claim]:

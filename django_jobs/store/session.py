@@ -149,9 +149,7 @@ class Session:
                     statement = self.dialect.compile(template)
                     cursor = psycopg.Cursor(raw)
                     bound = self.dialect.params(statement, params)
-                    cursor.execute(
-                        statement.sql, bound, prepare=self.prepare or None, binary=True
-                    )
+                    cursor.execute(statement.sql, bound, prepare=self.prepare or None, binary=True)
                     cursors.append(cursor)
                 raw.execute("COMMIT")
         except BaseException:

@@ -61,4 +61,5 @@ def count(outcomes: list[Outcome]) -> RunReport:
 
 def report_of(counts: Mapping[type[Any], int]) -> RunReport:
     """The report of so many outcomes of each kind."""
-    return RunReport(**{name: counts.get(kind, 0) for kind, name in NAMES.items()})
+    named: Any = {name: counts.get(kind, 0) for kind, name in NAMES.items()}
+    return RunReport(**named)
