@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
-from django_jobs import WorkflowContext, task, workflow
+from django_jobs import JobFailed, WorkflowContext, task, workflow
 from tests.app.jobs import note
 
 
@@ -46,6 +46,11 @@ def sleeper(run: WorkflowContext, days: float) -> str:
 
 
 @workflow
+def sleeper_until(run: WorkflowContext, moment: datetime) -> None:
+    run.sleep_until("until", moment)
+
+
+@workflow
 def approval(run: WorkflowContext, days: float | None = None) -> Any:
     """Wait for an event, by default without a limit."""
     limit = None if days is None else timedelta(days=days)
@@ -66,3 +71,28 @@ def parent(run: WorkflowContext, order_id: int) -> Decimal:
     value = run.child("invoice", invoice, order_id=order_id)
     assert isinstance(value, Decimal)
     return value
+
+
+@workflow
+def drizzle(run: WorkflowContext, marks: str, n: int) -> int:
+    run.inline("first", lambda: note(marks, run.job.pk, "first"))
+    run.wait_for_event("wait", "go", timeout=0.2 * (1 + n % 3))
+    run.inline("last", lambda: note(marks, run.job.pk, "last"))
+    return n
+
+
+@workflow(retries=5, concurrency=lambda n, **_: f"weather:{n % 3}")
+def weather(run: WorkflowContext, marks: str, n: int) -> list[Any]:
+    """Sleep, wait and have children, with a key."""
+    run.inline("first", lambda: note(marks, run.job.pk, "first"))
+    run.sleep("nap", 0.05 * n)
+    told = run.wait_for_event("told", "go", timeout=None if n % 2 else 1.0)
+    run.gather(
+        run.call("again", run.wait_for_event, "go", timeout=0.5), run.call("rest", run.sleep, 0.1)
+    )
+    try:
+        children = run.map("child", drizzle, [{"marks": marks, "n": k} for k in range(n % 4)])
+    except JobFailed as error:
+        children = [str(error)]
+    run.inline("last", lambda: note(marks, run.job.pk, "last"))
+    return [told, children]
