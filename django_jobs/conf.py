@@ -96,6 +96,27 @@ def _text_or_none(value: Any) -> str | None:
     return value
 
 
+def _limit_or_none(value: Any) -> int | None:
+    try:
+        return None if value is None else _whole(1)(value)
+    except _Wrong as error:
+        raise _Wrong(f"{error}, or None for no limit") from None
+
+
+def _span_or_none(value: Any) -> float | None:
+    try:
+        return None if value is None else _seconds(value)
+    except _Wrong as error:
+        raise _Wrong(f"{error}, or None for never") from None
+
+
+def _tenant_fields(value: Any) -> tuple[str, ...]:
+    names = _names(value)
+    if len(names) > 3:
+        raise _Wrong("at most three names: there are three columns for them")
+    return names
+
+
 def _names(value: Any) -> tuple[str, ...]:
     good = isinstance(value, list | tuple) and all(isinstance(n, str) and n for n in value)
     if not good:
@@ -298,6 +319,12 @@ class JobsSettings:
         _queues,
         "Settings of queues by name: limit, priority, fair_by, runner.",
     )
+    ageing: float | None = _key(
+        None,
+        _span_or_none,
+        "A due job gains one priority for each such span that it waits; None = never.",
+        unit="s",
+    )
     schedules: bool = _key(True, _switch, "Whether workers also tick the schedules.")
     sweep: bool = _key(True, _switch, "Whether workers take back jobs whose lease has ended.")
     sweep_interval: float = _key(
@@ -350,7 +377,7 @@ class JobsSettings:
     )
     tenant_fields: tuple[str, ...] = _key(
         (),
-        _names,
+        _tenant_fields,
         "Input fields copied to indexed columns; together they are the tenant.",
         group="Input",
     )
@@ -358,6 +385,12 @@ class JobsSettings:
         None,
         _dotted_or_none,
         "Dotted path of a context manager entered around every handler.",
+        group="Input",
+    )
+    tenant_concurrency: int | None = _key(
+        None,
+        _limit_or_none,
+        "At most so many jobs of one tenant at the same time, of tasks without a key of their own.",
         group="Input",
     )
     max_input: int = _key(

@@ -18,12 +18,13 @@ from django_jobs import conf, ids, jsonvalues, signals
 from django_jobs.definitions import registry
 from django_jobs.definitions.dag import DAG
 from django_jobs.definitions.limits import Concurrency
-from django_jobs.definitions.options import Options, check_name, seconds
+from django_jobs.definitions.options import NAME_LIMIT, Options, check_name, seconds
 from django_jobs.definitions.task import Definition, check_priority
 from django_jobs.errors import ConfigurationError, DuplicateJob, InvalidInput
+from django_jobs.lifecycle import Gate
 from django_jobs.models import Job
+from django_jobs.store import fairness, gates, keys, outbox, permits
 from django_jobs.store import jobs as rows
-from django_jobs.store import keys, outbox
 from django_jobs.store.jobs import NewJob, Promise
 from django_jobs.store.session import Session, engine_alias
 
@@ -145,8 +146,12 @@ def prepare(definition: Definition, args: tuple[Any, ...], kwargs: dict[str, Any
         row.idempotency_key = check_name(options.idempotency_key, "idempotency_key")
     if options.concurrency_key is not None or definition.concurrency or definition.rate_limit:
         _limit(definition, row, stored)
+    if settings.tenant_concurrency is not None and row.key_hash is None and any(row.tenants):
+        _limit_tenant(row, settings.tenant_concurrency)
     if options.expires is not None:
         _expire(row, options.expires)
+    if options.debounce is not None:
+        _debounce(row, options, stored)
     row.lane = lane_of(row)
     return Prepared(row, jsonvalues.loads(text), context, meta)
 
@@ -239,6 +244,18 @@ def _expire(row: NewJob, expires: float | timedelta | datetime) -> None:
         row.expires = seconds(expires, "expires")
 
 
+def _debounce(row: NewJob, options: Options, stored: dict[str, Any]) -> None:
+    """Wait for ``debounce`` seconds, and replace the twin: of the same key, or with the same input."""
+    if row.run_after is not None or row.delay is not None:
+        raise InvalidInput("Give debounce or delay (run_after), not both: debounce is a delay.")
+    assert options.debounce is not None
+    row.delay = seconds(options.debounce, "debounce") or None
+    if row.key_hash is None:
+        # A key that only finds the twin: it needs no permit.
+        tenants = [tenant or "" for tenant in row.tenants]
+        row.key_hash = ids.digest("debounce", row.slug, *tenants, jsonvalues.canonical(stored))
+
+
 def _tenants(stored: dict[str, Any], fields: Sequence[str]) -> tuple[str | None, ...]:
     values: list[str | None] = [None] * TENANT_COLUMNS
     for index, name in enumerate(fields[:TENANT_COLUMNS]):
@@ -295,6 +312,14 @@ def _limit(definition: Definition, row: NewJob, stored: dict[str, Any]) -> None:
             row.rate_hash = ids.digest(
                 "rate", definition.slug, check_name(str(name), "the key of a rate limit")
             )
+
+
+def _limit_tenant(row: NewJob, limit: int) -> None:
+    """The default key of jobs that have none: their tenant."""
+    tenants = [tenant or "" for tenant in row.tenants]
+    row.concurrency_key = f"tenant {' / '.join(filter(None, tenants))}"[:NAME_LIMIT]
+    row.key_hash = ids.digest("tenant", *tenants)
+    row.key_limit = limit
 
 
 def _typed(definition: Definition, stored: dict[str, Any]) -> dict[str, Any]:
@@ -369,6 +394,7 @@ def write_within(
 ) -> list[Job]:
     """The rows of these calls, in the caller's transaction where a key binds them; nothing is announced."""
     notify = conf.get().notify and prepared[0].row.runner == "db"
+    _share(session, definition, prepared)
     if _is_bound(prepared):
         return _write_bound(session, definition, prepared, notify)
     return _insert(session, prepared, notify)
@@ -376,10 +402,13 @@ def write_within(
 
 def _is_bound(prepared: list[Prepared]) -> bool:
     """Whether a key binds one of these calls."""
-    return any(one.row.idempotency_key or one.row.key_hash for one in prepared)
+    return any(one.row.idempotency_key or one.row.key_hash or one.row.rate_hash for one in prepared)
 
 
 def _insert(session: Session, prepared: list[Prepared], notify: bool) -> list[Job]:
+    # What the engine itself inserts is committed by no transaction of Django's: nobody would look again.
+    if session.through_django and _is_bound(prepared):
+        _gate(session, prepared, notify)
     promise = _promise(prepared[0].row)
     if len(prepared) == 1:
         times = rows.insert(session, prepared[0].row, notify=notify, promise=promise)
@@ -387,6 +416,49 @@ def _insert(session: Session, prepared: list[Prepared], notify: bool) -> list[Jo
         listed = [one.row for one in prepared]
         times = rows.insert_many(session, listed, notify=notify, promise=promise)
     return [_job(one, times, session.alias) for one in prepared]
+
+
+def _gate(session: Session, prepared: list[Prepared], notify: bool) -> None:
+    """Jobs that cannot start yet go behind their gate, and are looked after once they are committed."""
+    gated = gates.assign(session, [one.row for one in prepared], _starts)
+    if gated:
+        alias, queue_name = session.alias, prepared[0].row.queue_name
+        transaction.on_commit(
+            lambda: gates.look_again(alias, gated, queue_name, notify=notify),
+            using=alias,
+            robust=True,
+        )
+
+
+def _starts(row: NewJob) -> int | None:
+    """The number of starts that the window of this job's rate has."""
+    definition = registry.find(row.slug, row.version)
+    rate = definition.rate_limit if definition is not None else None
+    return None if rate is None else rate.count
+
+
+def _share(session: Session, definition: Definition | None, prepared: list[Prepared]) -> None:
+    """The groups and turns of jobs whose queue, or whose call, asks for fair share."""
+    asked = definition.options.fair_by if definition is not None else None
+    shared = []
+    for one in prepared:
+        by = asked or fairness.fair_by(session, one.row.queue_name)
+        if by is not None:
+            fairness.share(one.row, _group(one, by, literal=asked is not None))
+            shared.append(one.row)
+    if shared:
+        fairness.assign(session, shared)
+
+
+def _group(one: Prepared, by: str, *, literal: bool) -> str | None:
+    """The group of a call: its tenant, its key, an input field, or what the call itself names."""
+    if by == fairness.TENANT:
+        return jsonvalues.canonical(list(one.row.tenants))
+    if by == fairness.KEY:
+        return one.row.concurrency_key
+    if by in one.input:
+        return jsonvalues.canonical(one.input[by])
+    return by if literal else None
 
 
 def _promise(row: NewJob) -> Promise | None:
@@ -405,21 +477,32 @@ def _write_bound(
         if existing is not None:
             return [existing]
     concurrency = definition.concurrency if definition is not None else None
-    if concurrency is None or not (concurrency.supersedes or concurrency.on_conflict != "wait"):
+    debounced = definition is not None and definition.options.debounce is not None
+    asks = concurrency is not None and (concurrency.supersedes or concurrency.on_conflict != "wait")
+    if not (asks or debounced):
         return _insert(session, prepared, notify)
     for key_hash in sorted({one.row.key_hash for one in prepared if one.row.key_hash}):
         keys.lock(session, key_hash)
     jobs = []
     for one in prepared:
-        dropped = _conflict(session, concurrency, one.row)
+        dropped = None if concurrency is None else _conflict(session, concurrency, one.row)
         [job] = _insert(session, [one], notify)
         if dropped is not None:
             keys.drop(session, job.pk, dropped)
             job.refresh_from_db()
-        elif concurrency.supersedes and one.row.key_hash:
-            keys.supersede(session, one.row.key_hash, job.pk)
+        elif one.row.key_hash and concurrency is not None and concurrency.supersedes:
+            _supersede(session, job, one.row.key_hash, None)
+        elif one.row.key_hash and debounced:
+            _supersede(session, job, one.row.key_hash, one.row.slug)
         jobs.append(job)
     return jobs
+
+
+def _supersede(session: Session, job: Job, key_hash: str, slug: str | None) -> None:
+    """Cancel those of the key that ``job`` replaces; it takes their place in the line."""
+    if keys.supersede(session, key_hash, job.pk, slug) and job.gate == Gate.PERMIT:
+        permits.let_in_of(session, {key_hash})
+        job.refresh_from_db(fields=["gate"])
 
 
 def _conflict(session: Session, concurrency: Concurrency, row: NewJob) -> UUID | None:
@@ -483,7 +566,7 @@ def _job(one: Prepared, times: rows.Inserted | None, alias: str) -> Job:
     job.__dict__.update(
         id=row.id, slug=row.slug, kind=row.kind, version=row.version, queue_name=row.queue_name,
         priority=row.priority, input=one.input, context=one.context, meta=one.meta, runner=row.runner,
-        lane=row.lane, precedence=row.precedence, concurrency_key=row.concurrency_key,
+        lane=row.lane, precedence=row.precedence, turn=row.turn, share=row.share, concurrency_key=row.concurrency_key,
         idempotency_key=row.idempotency_key, key_hash=row.key_hash, key_limit=row.key_limit,
         key_hold=row.key_hold, rate_hash=row.rate_hash, parent_id=row.parent, rerun_of_id=row.rerun_of,
         schedule_id=row.schedule, slot=row.slot, expires_at=row.expires_at,

@@ -155,13 +155,6 @@ def test_a_job_that_was_not_started_in_time_expires(jobs_clock: Any) -> None:
     assert (job.status, job.error["code"]) == ("canceled", "expired")
 
 
-def test_what_would_have_no_effect_yet_is_refused() -> None:
-    from django_jobs import InvalidInput
-
-    with pytest.raises(InvalidInput, match="not in this release"):
-        jobs.add.using(debounce=3)
-
-
 @pytest.mark.parametrize("sequential", [True, False])
 def test_signals_tell_of_steps_and_of_the_job(tmp_path: Path, sequential: bool) -> None:
     from django_jobs import signals

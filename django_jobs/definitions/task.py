@@ -31,6 +31,7 @@ CALL_ONLY = (
     "on_duplicate",
     "debounce",
     "expires",
+    "fair_by",
 )
 
 
@@ -97,11 +98,6 @@ class Definition:
             raise InvalidInput(
                 f"using() of {self.slug!r} does not know {', '.join(unknown)}. Known: {', '.join(sorted(OPTION_NAMES))}."
             )
-        for name in NOT_YET_IN_CALLS:
-            if options.get(name) is not None:
-                raise InvalidInput(
-                    f"using({name}=…) is not in this release: it would have no effect."
-                )
         chosen: Any = self
         if options.get("version") is not None and options["version"] != self.version:
             chosen = registry.get(self.slug, options["version"])
@@ -228,8 +224,6 @@ _COMMON = frozenset(
     "label queue_name priority retries timeout on_success on_failure concurrency rate_limit schedules required_input "
     "runner redact input_schema output_schema acknowledge".split()
 )
-#: Settings of calls that later releases bring. Refused, so that nobody relies on them.
-NOT_YET_IN_CALLS = ("debounce", "fair_by")
 KNOWN: dict[Kind, frozenset[str]] = {
     Kind.TASK: _COMMON | {"takes_context", "transactional", "isolation"},
     Kind.WORKFLOW: _COMMON | {"version"},

@@ -45,7 +45,14 @@ class Queue(Pausable, models.Model):
         help_text=_("At most so many jobs of it run at the same time; empty = no limit."),
     )
     priority = models.SmallIntegerField(default=0, db_default=0)
-    fair_by = NameField(null=True, blank=True)
+    fair_by = NameField(
+        null=True,
+        blank=True,
+        help_text=_("Share it by: tenant, key, or the name of an input field; empty = in order."),
+    )
+    turn = models.BigIntegerField(
+        default=0, db_default=0, editable=False, help_text=_("How far its fair share stands.")
+    )
     edited = models.BooleanField(default=False, db_default=False, editable=False)
 
     class Meta:

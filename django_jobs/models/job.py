@@ -120,6 +120,9 @@ class Job(JobCommands, models.Model):
     turn = models.BigIntegerField(
         default=0, db_default=0, help_text=_("Fair share: smaller first.")
     )
+    share = models.BigIntegerField(
+        null=True, blank=True, help_text=_("Stands for its group in a queue with fair share.")
+    )
     due_at = models.DateTimeField()
     gate = models.CharField(
         max_length=10,
@@ -188,6 +191,12 @@ class Job(JobCommands, models.Model):
                 name="django_jobs_by_rate",
                 fields=["rate_hash", "status", "gate", "precedence", "turn", "due_at", "id"],
                 where=Q(rate_hash__isnull=False, finished_at__isnull=True),
+            ),
+            PartialIndex(
+                name="django_jobs_by_share",
+                fields=["share", "turn"],
+                where=Q(share__isnull=False, status=Status.PENDING),
+                mysql_fields=["share", "status", "turn"],
             ),
             PartialIndex(
                 name="django_jobs_by_expiry",

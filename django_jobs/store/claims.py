@@ -12,7 +12,7 @@ from uuid import UUID
 from django_jobs import failpoints, jsonvalues
 from django_jobs.errors import ErrorDict
 from django_jobs.lifecycle import AttemptStatus, Kind, Status
-from django_jobs.store import admission, history, permits, rates
+from django_jobs.store import admission, fairness, history, permits, rates
 from django_jobs.store.claimable import AVAILABLE, CLAIMABLE
 from django_jobs.store.session import Session
 from django_jobs.store.waking import wake_due
@@ -207,11 +207,17 @@ def open_gates(session: Session, limit: int = 1000) -> int:
     Of those that need a permit, or have a rate, only so many as seem to get one.
     """
     due = session.rows(
-        "SELECT id, key_limit, key_hash, rate_hash FROM {job} {index(timer)} "
+        "SELECT id, key_limit, key_hash, rate_hash, share, queue_name, turn, started_at FROM {job} {index(timer)} "
         "WHERE status = 'pending' AND gate = 'timer' AND run_after <= {now} "
         "ORDER BY run_after LIMIT %(limit)s {skip_locked}",
         limit=limit,
     )
+    shared = [
+        (session.dialect.uuid(row[0]), row[5], row[4], row[6], row[7] is not None)
+        for row in due
+        if row[4] is not None
+    ]
+    fairness.again(session, shared)
     opened = 0
     for gate, listed in _by_gate(due).items():
         opened += session.run(
@@ -272,6 +278,7 @@ def claim(
         claims = _take_in_order(
             session, usable, worker=worker, limit=limit, limited=most, lease=lease
         )
+    fairness.advance(session, claims)
     failpoints.reach("claim.before_commit")
     return claims
 

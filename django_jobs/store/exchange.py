@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from django_jobs.store import claims as claiming
+from django_jobs.store import fairness
 from django_jobs.store.claims import Claim, Lane
 from django_jobs.store.record import (
     COMPLETE_PLAIN,
@@ -108,6 +109,8 @@ def _in_one_trip(
     answers: list[Answer] = [
         answer(item, statuses) if isinstance(item, StepWrite) else "written" for item in items
     ]
+    if any(claim.order[1] for claim in taken):
+        session.committed(lambda s: fairness.advance(s, taken))
     if not all_done:
         answers = _second_look(session, items, answers)
     return answers, claiming.with_steps(session, taken)

@@ -55,6 +55,8 @@ class NewJob:
     slot: datetime | None = None
     step_key: str | None = None
     turn: int = 0
+    share: int | None = None
+    gate: str | None = None
     expires: float | None = None
     expires_at: datetime | None = None
     tenants: Sequence[str | None] = field(default_factory=lambda: (None, None, None))
@@ -84,7 +86,7 @@ JSON_COLUMNS = "input meta options context args spec".split()
 RARE = {
     "concurrency_key": "concurrency_key", "key_hash": "key_hash", "key_limit": "key_limit", "key_hold": "key_hold",
     "rate_hash": "rate_hash", "idempotency_key": "idempotency_key", "parent": "parent_id", "rerun_of": "rerun_of_id",
-    "schedule": "schedule_id", "slot": "slot", "step_key": "step_key", "turn": "turn",
+    "schedule": "schedule_id", "slot": "slot", "step_key": "step_key", "turn": "turn", "share": "share",
 }  # fmt: skip
 
 
@@ -168,7 +170,7 @@ def _columns(job: NewJob) -> tuple[str, ...]:
     columns = [name for name in JSON_COLUMNS if getattr(job, name) is not None]
     columns += [name for name in RARE if getattr(job, name)]
     columns += [f"tenant_{n}" for n, value in enumerate(job.tenants, 1) if value is not None]
-    for name in ("run_after", "delay", "expires", "expires_at"):
+    for name in ("run_after", "delay", "expires", "expires_at", "gate"):
         if getattr(job, name) is not None:
             columns.append(name)
     return tuple(columns)
@@ -194,7 +196,7 @@ def _insert_sql(columns: tuple[str, ...]) -> str:
 #: PostgreSQL's type of each value that a row may bring; text where nothing is said.
 TYPES = {
     "id": "uuid", "priority": "int", "precedence": "int", "lane": "bigint", "key_limit": "int", "key_hold": "bool",
-    "parent": "uuid", "rerun_of": "uuid", "schedule": "bigint", "slot": "timestamptz", "turn": "bigint",
+    "parent": "uuid", "rerun_of": "uuid", "schedule": "bigint", "slot": "timestamptz", "turn": "bigint", "share": "bigint",
     "run_after": "timestamptz", "delay": "float8", "expires": "float8", "expires_at": "timestamptz",
 }  # fmt: skip
 _VALUE = re.compile(r"%\((\w+)\)s|\{(json|after|moment)\((\w+)\)\}")
@@ -241,5 +243,7 @@ def _parts(columns: tuple[str, ...]) -> list[tuple[str, str]]:
         ]
     else:
         parts.append(("due_at", "{now}"))
+        if "gate" in columns:
+            parts.append(("gate", "%(gate)s"))
     parts.append(("created_at", "{now}"))
     return parts

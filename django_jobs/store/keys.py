@@ -6,7 +6,7 @@ from uuid import UUID
 
 from django_jobs import ids, jsonvalues
 from django_jobs.lifecycle import Status
-from django_jobs.store import endings, history
+from django_jobs.store import endings, history, permits
 from django_jobs.store.session import Session
 
 #: Seconds for which a key holds after its job was made; longer while the job lives.
@@ -68,14 +68,14 @@ def live(session: Session, key_hash: str, limit: int) -> list[UUID]:
     return [session.dialect.uuid(row[0]) for row in rows]  # type: ignore[misc]
 
 
-def supersede(session: Session, key_hash: str, successor: UUID) -> int:
-    """Cancel the older jobs of a key that never started; return how many."""
+def supersede(session: Session, key_hash: str, successor: UUID, slug: str | None = None) -> int:
+    """Cancel the older jobs of a key that never started, of this ``slug`` only; return how many."""
+    own = "" if slug is None else " AND slug = %(slug)s"
     rows = session.rows(
         "SELECT id FROM {job} {index(key)} WHERE key_hash = %(hash)s AND finished_at IS NULL AND started_at IS NULL "
-        "AND status IN ('pending', 'paused') AND id <> %(successor)s ORDER BY id {lock_rows}",
-        hash=key_hash,
-        successor=successor,
-    )
+        f"AND status IN ('pending', 'paused') AND id <> %(successor)s{own} ORDER BY id {{lock_rows}}",
+        hash=key_hash, successor=successor, slug=slug,
+    )  # fmt: skip
     return sum(
         _cancel(
             session,
@@ -99,11 +99,14 @@ EXPIRED = "expires_at <= {now} AND finished_at IS NULL AND started_at IS NULL AN
 def expire(session: Session, limit: int = 500) -> int:
     """Cancel jobs that were not started in time; return how many."""
     rows = session.rows(
-        f"SELECT id FROM {{job}} {{index(expiry)}} WHERE {EXPIRED} LIMIT %(limit)s {{lock_rows}}",
+        f"SELECT id, key_hash FROM {{job}} {{index(expiry)}} WHERE {EXPIRED} LIMIT %(limit)s {{lock_rows}}",
         limit=limit,
     )
     message = "Expired: it was not started in time."
-    return sum(_cancel(session, session.dialect.uuid(row[0]), "expired", message) for row in rows)
+    gone = sum(_cancel(session, session.dialect.uuid(row[0]), "expired", message) for row in rows)
+    # Those behind them may be the next of their key.
+    permits.let_in_of(session, {row[1] for row in rows if row[1] is not None})
+    return gone
 
 
 def _cancel(

@@ -125,21 +125,28 @@ def let_in(session: Session, key_hash: str, count: int = 1) -> int:
 
 
 def let_in_of(session: Session, hashes: Iterable[str]) -> int:
-    """Let as many in as there are free units of these keys."""
-    return sum(_let_in_free(session, _limits_of(session, sorted(hashes))))
+    """Let as many in as there are free units of these keys, those counted that stand open already."""
+    return sum(_let_in_one(session, hashed) for hashed in sorted(hashes))
 
 
-def _limits_of(session: Session, hashes: list[str]) -> list[tuple[str, int | None]]:
-    """A limit of each key, by one of those that wait for it."""
-    found = []
-    for hashed in hashes:
-        row = session.one(
-            f"SELECT key_limit FROM {{job}} WHERE key_hash = %(hash)s AND {GATED.format('')} LIMIT 1",
-            hash=hashed,
-        )
-        if row is not None:
-            found.append((hashed, row[0]))
-    return found
+def _let_in_one(session: Session, hashed: str) -> int:
+    head = session.one(
+        f"SELECT lane, key_limit FROM {{job}} WHERE key_hash = %(hash)s AND {GATED.format('')} "
+        "ORDER BY precedence, turn, due_at, id LIMIT 1",
+        hash=hashed,
+    )
+    if head is None:
+        return 0
+    lane, limit = head[0], head[1] or 1
+    row = session.one(
+        "SELECT (SELECT COUNT(*) FROM (SELECT 1 FROM {job} WHERE key_hash = %(hash)s AND finished_at IS NULL "
+        "AND status = 'pending' AND gate = 'open' AND lane = %(lane)s LIMIT %(limit)s) AS ahead), "
+        f"(SELECT COUNT(*) FROM {{permit}} WHERE key_hash = %(hash)s AND {LIVE})",
+        hash=hashed, lane=lane, limit=limit,
+    )  # fmt: skip
+    assert row is not None
+    free = limit - row[0] - row[1]
+    return let_in(session, hashed, free) if free > 0 else 0
 
 
 def _let_in_free(session: Session, keys: list[tuple[str, int | None]]) -> list[int]:

@@ -207,7 +207,8 @@ class Child:
             self._renew(session)
         memory = resident_bytes()
         seen = workers.pulse(session, self.id, jobs_in_hand=len(self.hands.in_hand), memory=memory)
-        if (seen.expired or seen.gated) and not self._stopping.is_set():
+        has_duty = seen.expired or seen.gated or self.settings.ageing is not None
+        if has_duty and not self._stopping.is_set():
             sweep(session)
         if seen.expired or seen.ready or (seen.due_in is not None and seen.due_in <= 0):
             self.intake.look_soon()

@@ -6,7 +6,7 @@ import logging
 from uuid import UUID
 
 from django_jobs import conf
-from django_jobs.store import keys, leases, permits, rates
+from django_jobs.store import ageing, keys, leases, permits, rates
 from django_jobs.store.leases import Expired
 from django_jobs.store.session import Session
 
@@ -30,6 +30,9 @@ def sweep(session: Session, *, only: UUID | None = None) -> int:
         session.committed(permits.clear_dead)
         session.committed(permits.let_in_where_free)
         session.committed(rates.look_after)
+        if settings.ageing is not None:
+            step = settings.ageing
+            session.committed(lambda s: ageing.age(s, step))
     return taken
 
 
