@@ -58,9 +58,7 @@ class Session:
 
     def use_prepared_statements(self, wanted: bool) -> None:
         """Prepare statements on this connection, which is the worker's own."""
-        self.connection.ensure_connection()
-        if self.vendor == "postgresql" and wanted:
-            self.prepare = True
+        self.prepare = wanted and self.vendor == "postgresql"
 
     @property
     def in_callers_transaction(self) -> bool:

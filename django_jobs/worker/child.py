@@ -64,13 +64,19 @@ class Child:
         self.desk = Desk(plan.alias, self.settings.lease)
         self.intake = Intake(plan)
         self.isolation = None if link is None else Isolation(link)
+        self._charges = charges
         self.hands = Hands(
             plan.alias, plan.threads, self.desk, charges, self._concluded, self.isolation
         )
         ticks = plan.schedules and self.settings.schedules
         self.timetable = Timetable(plan.alias) if ticks else None
+        #: Nothing more is claimed; ``_told`` says that somebody asked for it, and wants it soon.
         self._stopping = threading.Event()
+        self._told = threading.Event()
         self._stop_now = threading.Event()
+        #: Whether another process is to take the place of this one when it ends.
+        self.is_replaced = False
+        self._is_registered = False
         self._over = threading.Event()
         self._listening = lambda: False
         self._relay: relay.Relay | None = None
@@ -78,15 +84,22 @@ class Child:
         self._dry = False
         self._next_pulse = 0.0
         self._lost = self._reconnects = 0
+        self._ends: float | None = None
 
     # --- life ---------------------------------------------------------------------------------
 
     def stop(self) -> None:
         """Claim nothing more; what runs may go on for the grace time. A second call hands back now."""
-        if self._stopping.is_set():
+        if self._told.is_set():
             self._stop_now.set()
+        self._told.set()
         self._stopping.set()
         self.desk.wake()
+
+    def _replace(self) -> None:
+        """Claim nothing more, and leave to a successor once what runs has ended."""
+        self.is_replaced = True
+        self._stopping.set()
 
     def watch_parent(self, parent: int) -> None:
         """Stop when the supervisor is gone: nobody would take back what this process holds."""
@@ -96,6 +109,8 @@ class Child:
                 if os.getppid() != parent:
                     logger.warning("The supervisor is gone; this worker stops.")
                     self.stop()
+                    if self.isolation is not None:
+                        self.isolation.abandon()
                     return
 
         threading.Thread(target=look, name="jobs-parent", daemon=True).start()
@@ -104,7 +119,6 @@ class Child:
         """Run until the end; the calling thread becomes the database thread."""
         session = Session(self.plan.alias)
         session.use_prepared_statements(self.settings.prepare)
-        self._register(session)
         self.hands.start()
         if not self._beats_here(session):
             threading.Thread(target=self._beat, name="jobs-heartbeat", daemon=True).start()
@@ -145,9 +159,12 @@ class Child:
                 codes=[[slug, version] for slug, version in sorted(registry.codes(), key=str)],
             )
         )  # fmt: skip
+        self._is_registered = True
         self._announce(signals.worker_started)
 
     def _sign_off(self, session: Session) -> None:
+        if not self._is_registered:
+            return
         with contextlib.suppress(Exception):
             session.committed(lambda s: workers.sign_off(s, self.id))
             self._announce(signals.worker_stopped)
@@ -160,29 +177,32 @@ class Child:
     # --- the database thread ------------------------------------------------------------------
 
     def _rounds(self, session: Session) -> None:
-        ends: float | None = None
         while True:
+            self._keep_time()
             try:
+                if not self._is_registered and not self._told.is_set():
+                    self._register(session)
                 if clock.monotonic() >= self._next_pulse:
                     self._pulse(session)
                 self._round(session)
                 self._is_back(session)
+                if self.hands.is_stuck:
+                    self._give_back(
+                        session, self.hands.take_unstarted(), "it waited behind long jobs"
+                    )
+                if self._stopping.is_set():
+                    self._give_back(session, self.hands.take_unstarted(), "the worker stops")
             except Exception as error:
-                if not session.dialect.is_lost(error):
+                if not session.dialect.is_trouble(error):
                     raise
                 self._is_lost(session, error)
-            self._look_after_hands(session)
-            if self._stopping.is_set():
-                ends = ends or clock.monotonic() + self.settings.grace
-                if self._has_stopped(session, ends):
-                    return
-            elif self._is_done():
+            if self._has_stopped() if self._stopping.is_set() else self._is_done():
                 return
             self.desk.wait(self._pause())
 
     def _is_lost(self, session: Session, error: Exception) -> None:
         if not self._lost:
-            logger.warning("The database is lost (%s); trying again.", type(error).__name__)
+            logger.warning("The database is lost (%s); trying again.", self._said(session, error))
         self._lost += 1
         session.reconnect()
         # After a reconnect the owners that live renew first.
@@ -190,12 +210,19 @@ class Child:
         self.intake.look_soon()
         self._over.wait(min(0.1 * 2 ** min(self._lost, 5), 1.0))
 
+    @staticmethod
+    def _said(session: Session, error: Exception) -> str:
+        """What is wrong: of a broken connection its kind is enough, else the database's own words."""
+        kind = type(error).__name__
+        return kind if session.dialect.is_lost(error) else f"{kind}: {str(error).strip()[:200]}"
+
     def _is_back(self, session: Session) -> None:
         if self._lost:
             self._lost = 0
             logger.info("The database is back.")
         if session.reconnects != self._reconnects:
             self._reconnects = session.reconnects
+            self._next_pulse = max(self._next_pulse, clock.monotonic() + self.settings.heartbeat)
             self._give_back_orphans(session)
 
     def _pulse(self, session: Session) -> None:
@@ -207,6 +234,8 @@ class Child:
             self._renew(session)
         memory = resident_bytes()
         seen = workers.pulse(session, self.id, jobs_in_hand=len(self.hands.in_hand), memory=memory)
+        if self._charges is not None:
+            self._charges.pulse()
         has_duty = seen.expired or seen.gated or self.settings.ageing is not None
         if has_duty and not self._stopping.is_set():
             sweep(session)
@@ -219,16 +248,11 @@ class Child:
         if self.timetable is not None:
             self.timetable.tell(seen.slot, seen.slot_in)
         most = self.plan.max_memory
-        if (
-            most is not None
-            and memory is not None
-            and memory > most * 2**20
-            and not self._stopping.is_set()
-        ):
-            logger.info("This process has grown to %d MB and is replaced.", memory // 2**20)
-            self.stop()
-        if self.plan.health_file is not None:
-            Path(self.plan.health_file).touch()
+        grown = most is not None and memory is not None and memory > most * 2**20
+        # One that is too small for the project itself must not keep a process from its first job.
+        if grown and self._taken and not self._stopping.is_set():
+            logger.info("This process has grown beyond %s MB and is replaced.", most)
+            self._replace()
 
     def _round(self, session: Session) -> None:
         """Write what lies on the desk and take what there is room for, in one transaction."""
@@ -258,7 +282,7 @@ class Child:
                 worker=self.id, limit=room, lease=lease, limited=self.hands.free(leaving),
             )  # fmt: skip
         except Exception as error:
-            if session.dialect.is_lost(error):
+            if session.dialect.is_lost(error) or not entries:
                 raise
             # One by one, so that a single bad item costs only itself; nothing was taken.
             settle(session, entries)
@@ -280,15 +304,13 @@ class Child:
         self.intake.ran_dry(session, listening=self._listening())
         self._dry = True
 
-    def _look_after_hands(self, session: Session) -> None:
-        """Handlers past their limit, jobs that wait behind long ones, a process that has grown."""
+    def _keep_time(self) -> None:
+        """End handlers that are past their limit, as far as running code can be ended."""
         for running in self.hands.overdue():
             self.hands.conclude_overdue(running)
         if self.hands.has_runaway and not self._stopping.is_set():
             logger.warning("A handler outlived its time limit; this process is replaced.")
-            self.stop()
-        if self.hands.is_stuck:
-            self._give_back(session, self.hands.take_unstarted(), "it waited behind long jobs")
+            self._replace()
 
     def _room(self, leaving: int = 0) -> int:
         if self._stopping.is_set():
@@ -311,9 +333,11 @@ class Child:
     def _is_done(self) -> bool:
         if self.hands.in_hand or not self.desk.is_empty:
             return False
-        for most in (self.plan.limit, self.plan.max_jobs):
-            if most is not None and self._taken >= most:
-                return True
+        if self.plan.limit is not None and self._taken >= self.plan.limit:
+            return True
+        if self.plan.max_jobs is not None and self._taken >= self.plan.max_jobs:
+            self.is_replaced = True
+            return True
         if self.plan.once:
             return self._dry
         limit = self.plan.idle_timeout
@@ -397,12 +421,14 @@ class Child:
 
     # --- stopping -----------------------------------------------------------------------------
 
-    def _has_stopped(self, session: Session, ends: float) -> bool:
-        """Hand back what has not started; at the end of the grace, what has not ended."""
-        self._give_back(session, self.hands.take_unstarted(), "the worker stops")
+    def _has_stopped(self) -> bool:
+        """Whether nothing is left to do, or no time to do it in."""
         if not self.hands.in_hand and self.desk.is_empty:
             return True
-        if clock.monotonic() < ends and not self._stop_now.is_set():
+        if self._ends is None and (self._told.is_set() or self.hands.has_runaway):
+            self._ends = clock.monotonic() + self.settings.grace
+        over = self._ends is not None and clock.monotonic() >= self._ends
+        if not over and not self._stop_now.is_set():
             return False
         # What still runs is handed back by the supervisor, once nothing of it runs any more.
         for claim in list(self.hands.in_hand.values()):
@@ -423,6 +449,7 @@ class Child:
                 )  # fmt: skip
 
     def _give_back(self, session: Session, claims: list[Claim], reason: str) -> None:
+        self._taken -= len(claims)
         for claim in claims:
             self.desk.finish(Finish(claim, HandedBack(reason)), lambda _: None)
             self.hands.drop(claim)

@@ -152,8 +152,7 @@ def settle(session: Session, entries: list[Entry]) -> None:
     except Exception as error:
         if session.dialect.is_lost(error):
             raise
-        for entry in entries:
-            _settle_alone(session, entry)
+        _settle_each(session, entries)
         return
     failpoints.reach("record.after_commit")
     for entry, answer in zip(entries, answers, strict=True):
@@ -168,12 +167,26 @@ def tell(entry: Entry, answer: Answer) -> None:
         entry.then(answer)
 
 
+def _settle_each(session: Session, entries: list[Entry]) -> None:
+    """Write ``entries`` one by one. What the database cannot take now stays unsettled, and is raised."""
+    trouble: Exception | None = None
+    for entry in entries:
+        try:
+            _settle_alone(session, entry)
+        except Exception as error:
+            if session.dialect.is_lost(error) or not session.dialect.is_trouble(error):
+                raise
+            trouble = error
+    if trouble is not None:
+        raise trouble
+
+
 def _settle_alone(session: Session, entry: Entry) -> None:
     """Write one item of a refused batch; an outcome that cannot be stored becomes a failure."""
     try:
         [answer] = session.committed(lambda s: record(s, [entry.item]))
     except Exception as error:
-        if session.dialect.is_lost(error):
+        if session.dialect.is_trouble(error):
             raise
         if not isinstance(entry.item, Finish):
             entry.settled = True
@@ -206,8 +219,8 @@ class DirectRecorder:
 
     def write(self, item: Item) -> Answer:
         items = [*self._posted, item]
-        self._posted = []
         answers = self.session.committed(lambda s: record(s, items))
+        del self._posted[: len(items) - 1]
         failpoints.reach("record.after_commit")
         return answers[-1]
 

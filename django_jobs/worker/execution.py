@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import os
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -36,9 +37,11 @@ from django_jobs.outcomes import (
     Outcome,
     TryAgain,
 )
+from django_jobs.store import leftovers
 from django_jobs.store.claims import Claim
 from django_jobs.workflows import retrying
 from django_jobs.workflows.attempt import Recorder
+from django_jobs.workflows.forks import leave_if_forked
 from django_jobs.workflows.io import Loop, LoopIO, ThreadIO, in_own_thread_context, limited
 from django_jobs.workflows.passes import PassEnds
 from django_jobs.workflows.replay import Replay, StepLimit, cancel_error
@@ -80,24 +83,26 @@ class Execution:
         return self.definition.is_async
 
     def run(self) -> Outcome:
-        """Run the handler in the calling thread."""
+        """Run the handler in the calling thread, in a context of its own."""
         if self.settled is not None:
             return self.settled
-        try:
-            return self._ended(self._run())
-        except BaseException as error:
-            return self._after(error)
+        return leftovers.alone(self._run_to_end)
 
     async def arun(self) -> Outcome:
         """Run an ``async def`` handler on the running loop."""
         if self.settled is not None:
             return self.settled
         self.task = asyncio.current_task()
+        process = os.getpid()
         try:
             if self.environment.same_thread:
-                return self._ended(await self._arun())
-            return self._ended(await in_own_thread_context(self._arun()))
+                completed = await self._arun()
+            else:
+                completed = await in_own_thread_context(self._arun())
+            leave_if_forked(process)
+            return self._ended(completed)
         except BaseException as error:
+            leave_if_forked(process, error)
             return self._after(error)
 
     def interrupt(self) -> None:
@@ -106,6 +111,16 @@ class Execution:
         if task is not None:
             with contextlib.suppress(RuntimeError):  # its loop has ended
                 task.get_loop().call_soon_threadsafe(task.cancel)
+
+    def _run_to_end(self) -> Outcome:
+        process = os.getpid()
+        try:
+            completed = self._run()
+            leave_if_forked(process)
+            return self._ended(completed)
+        except BaseException as error:
+            leave_if_forked(process, error)
+            return self._after(error)
 
     def _run(self) -> Completed:
         args, kwargs = self._arguments()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 from collections import deque
@@ -12,11 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from django.db import Error, connections
-from django.db.backends.signals import connection_created
+from django.db import reset_queries
 
 from django_jobs import clock
 from django_jobs.outcomes import HandedBack, Lost, Outcome
+from django_jobs.store import leftovers
 from django_jobs.store.claims import Claim
 from django_jobs.worker import announcing, execution
 from django_jobs.worker.charge import Charges
@@ -96,6 +95,7 @@ class Hands:
         self._environment = Environment(recorder, self.loop, self.pool)
 
     def start(self) -> None:
+        leftovers.watch_connections()
         for number in range(self.threads):
             threading.Thread(target=self._work, name=f"jobs-{number}", daemon=True).start()
 
@@ -293,6 +293,8 @@ class Hands:
         ended = isolation.run(claim, prepared.timeout)
         if ended.killed and claim.revoked is None:
             self._conclude(claim, prepared, prepared.timed_out())
+        elif ended.outcome is not None:
+            self._conclude(claim, prepared, ended.outcome)
         else:
             self._conclude(claim, prepared, Lost({"delegated": ended}))
 
@@ -322,53 +324,9 @@ class Hands:
             self._charges.leave(place)
 
 
-def _is_at_rest(raw: Any) -> bool:
-    """Whether a driver's connection is open and in no transaction, as far as the driver knows."""
-    try:
-        if getattr(raw, "closed", False):
-            return False
-        info = getattr(raw, "info", None)
-        if info is not None:
-            return bool(info.transaction_status == 0)
-        if hasattr(raw, "open"):
-            # MySQL's drivers; mysqlclient does not tell, so that its connection is not kept.
-            return bool(raw.open) and getattr(raw, "server_status", 1) & 1 == 0
-        # sqlite3 raises here when it is closed.
-        return not getattr(raw, "in_transaction", False)
-    except Exception:
-        return False
-
-
-class _Opened(threading.local):
-    """Whether this thread has opened a connection: most handlers use none."""
-
-    any = False
-
-
-_opened = _Opened()
-
-
-def _note_opened(**_: object) -> None:
-    _opened.any = True
-
-
-connection_created.connect(_note_opened, dispatch_uid="django_jobs.worker.hands")
-
-
 def clean_up() -> None:
-    """Leave nothing of a handler's connections to the next one in this thread."""
-    if not _opened.any:
-        return
-    _opened.any = False
-    for connection in connections.all(initialized_only=True):
-        if connection.connection is None:
-            continue
-        _opened.any = True
-        if connection.in_atomic_block or not _is_at_rest(connection.connection):
-            # Within its own atomic block Django would keep the closed connection in place.
-            connection.in_atomic_block = connection.closed_in_transaction = False
-            # PyMySQL raises for one that the handler has closed.
-            with contextlib.suppress(Error):
-                connection.close()
-        else:
-            connection.close_if_unusable_or_obsolete()
+    """Leave nothing of a handler to the next one in this thread."""
+    if not leftovers.has_opened():
+        return  # most handlers use no connection
+    leftovers.tidy()
+    reset_queries()  # Django keeps the last thousands of them where DEBUG is on

@@ -13,16 +13,20 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 from uuid import UUID
 
 from asgiref.sync import async_to_sync
+from django.db import connections
 
 from django_jobs import conf
-from django_jobs.outcomes import Failed, Outcome
+from django_jobs.outcomes import Failed, HandedBack, Later, Outcome
 from django_jobs.store import claims as claiming
+from django_jobs.store import leftovers
 from django_jobs.store.claims import Claim
+from django_jobs.store.dialects.base import Dialect
 from django_jobs.store.record import Finish
 from django_jobs.store.session import Session
 from django_jobs.worker import announcing, execution
@@ -30,14 +34,25 @@ from django_jobs.worker.desk import DirectRecorder
 from django_jobs.worker.execution import Environment, Execution
 from django_jobs.worker.local import CallingLoop, after
 
+T = TypeVar("T")
 logger = logging.getLogger("django_jobs.worker")
 
 #: A job that was charged with so many crashes runs alone, so that a neighbour is never hit again.
 SUSPECT = 2
-#: Exit codes of an isolated process: its job is recorded, and did not or did end failed.
-RECORDED, RECORDED_FAILED = 0, 3
+#: Exit codes of an isolated process: its job is recorded, and did not or did end failed; or its
+#: outcome could not be recorded, as the database was away for too long.
+RECORDED, RECORDED_FAILED, UNRECORDED = 0, 3, 4
+#: What else the child may be told in their place: no process could be started, or it has ended
+#: together with the supervisor.
+REFUSED, ABANDONED = -1000, -1001
+#: Seconds after which a job is tried again that got no process.
+PAUSE = 1.0
+#: Seconds for which an isolated process tries to record its outcome.
+STUBBORN = 60.0
 #: Seconds between two looks at whether the job was canceled meanwhile.
 LOOK = 0.2
+#: Seconds between two looks of an isolated process at whether its supervisor lives.
+PARENT_LOOK = 0.5
 LONGEST_MESSAGE = 4096
 
 
@@ -51,6 +66,17 @@ class Delegated:
     @property
     def failed(self) -> bool:
         return self.status == RECORDED_FAILED
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """What the child has to record in its place; None where that is done."""
+        if self.status == REFUSED:
+            return Later(PAUSE, "no process could be started for it")
+        if self.status == ABANDONED:
+            return HandedBack("its process has ended with the supervisor")
+        if self.status == UNRECORDED:
+            return HandedBack("its outcome could not be recorded")
+        return None
 
 
 class Link:
@@ -89,6 +115,7 @@ class Isolation:
 
     def __init__(self, link: Link) -> None:
         self._link = link
+        self._is_abandoned = False
         self._waiting: dict[str, tuple[threading.Event, list[Delegated]]] = {}
         threading.Thread(target=self._listen, name="jobs-isolation", daemon=True).start()
 
@@ -101,7 +128,8 @@ class Isolation:
         key = str(claim.job_id)
         ended, answers = threading.Event(), list[Delegated]()
         self._waiting[key] = (ended, answers)
-        self._link.send(run=key, fence=claim.fence, worker=str(claim.worker))
+        if self._is_abandoned or not self._link.send(run=key, fence=claim.fence):
+            self._tell(key, Delegated(ABANDONED, killed=False))
         deadline = None if limit is None else time.monotonic() + limit
         revoked_at: float | None = None
         while not ended.wait(LOOK):
@@ -119,19 +147,29 @@ class Isolation:
         for key in list(self._waiting):
             self._link.send(kill=key)
 
+    def abandon(self) -> None:
+        """The supervisor is gone, and with it the isolated processes after a moment."""
+        self._is_abandoned = True
+        time.sleep(2 * PARENT_LOOK)
+        for key in list(self._waiting):
+            self._tell(key, Delegated(ABANDONED, killed=False))
+
     def _listen(self) -> None:
         while (message := self._link.receive()) is not None:
-            waiting = self._waiting.get(message["ended"])
-            if waiting is not None:
-                waiting[1].append(Delegated(message["status"], message["killed"]))
-                waiting[0].set()
+            self._tell(message["ended"], Delegated(message["status"], message["killed"]))
+
+    def _tell(self, key: str, delegated: Delegated) -> None:
+        waiting = self._waiting.get(key)
+        if waiting is not None:
+            waiting[1].append(delegated)
+            waiting[0].set()
 
 
-def become_isolated(alias: str, job_id: UUID, fence: int, worker: UUID) -> None:
+def become_isolated(alias: str, job_id: UUID, fence: int, worker: UUID, parent: int) -> NoReturn:
     """In the forked process: run one claimed job, record its outcome, and leave."""
     code = 1
     try:
-        _die_with_parent()
+        _die_with(parent)
         code = _run_one(alias, job_id, fence, worker)
     except BaseException:
         logger.exception("The isolated process of job %s failed.", job_id)
@@ -140,7 +178,9 @@ def become_isolated(alias: str, job_id: UUID, fence: int, worker: UUID) -> None:
 
 
 def _run_one(alias: str, job_id: UUID, fence: int, worker: UUID) -> int:
-    claim = claiming.read_claim(Session(alias), job_id, fence, worker)
+    leftovers.watch_connections()
+    dialect = Session(alias).dialect
+    claim = _stubbornly(dialect, lambda: claiming.read_claim(Session(alias), job_id, fence, worker))
     if claim is None:
         return RECORDED  # somebody else has it by now
     recorder = DirectRecorder(alias, conf.get().lease)
@@ -153,19 +193,40 @@ def _run_one(alias: str, job_id: UUID, fence: int, worker: UUID) -> int:
         outcome = async_to_sync(prepared.arun)() if prepared.is_async else prepared.run()
     else:
         outcome = prepared
-    if recorder.write(Finish(claim, outcome)) == "written":
+    # Within a transaction that the handler has left open, the outcome would be rolled back with it.
+    leftovers.tidy()
+    try:
+        answer = _stubbornly(dialect, lambda: recorder.write(Finish(claim, outcome)))
+    except Exception as error:
+        if not dialect.is_trouble(error):
+            raise
+        logger.warning("The outcome of job %s could not be recorded: %s", job_id, error)
+        return UNRECORDED
+    if answer == "written":
         after(alias, prepared, claim, outcome)
     recorder.flush()
     return RECORDED_FAILED if isinstance(outcome, Failed) else RECORDED
 
 
-def _die_with_parent() -> None:
-    """Without a supervisor nobody would keep this process to its limit."""
-    parent = os.getppid()
+def _stubbornly(dialect: Dialect, work: Callable[[], T]) -> T:
+    """Call ``work`` until the database takes it, at most :data:`STUBBORN` seconds long."""
+    ends = time.monotonic() + STUBBORN
+    while True:
+        try:
+            return work()
+        except Exception as error:
+            if not dialect.is_trouble(error) or time.monotonic() > ends:
+                raise
+            connections.close_all()
+            time.sleep(LOOK)
+
+
+def _die_with(parent: int) -> None:
+    """Without its supervisor nobody would keep this process to its limit."""
 
     def watch() -> None:
         while os.getppid() == parent:
-            time.sleep(0.5)
+            time.sleep(PARENT_LOOK)
         os._exit(1)
 
     threading.Thread(target=watch, name="jobs-parent", daemon=True).start()

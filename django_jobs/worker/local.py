@@ -18,7 +18,7 @@ from django_jobs.definitions import registry
 from django_jobs.lifecycle import Gate, Status
 from django_jobs.outcomes import Lost, Outcome
 from django_jobs.store import claims as claiming
-from django_jobs.store import overview
+from django_jobs.store import leftovers, overview
 from django_jobs.store.claims import Claim
 from django_jobs.store.record import Finish
 from django_jobs.store.session import Session, engine_alias
@@ -151,11 +151,12 @@ class Batch:
         return self.session.in_callers_transaction or in_memory
 
     def _one_by_one(self, claims: list[Claim]) -> list[Outcome]:
+        bound = self._one_thread_only()
         recorder = DirectRecorder(self.alias, self.settings.lease)
         environment = Environment(recorder, CallingLoop(), None, same_thread=True)
         outcomes = []
         running: dict[UUID, Execution] = {}
-        with Heartbeats(self.alias, claims, running, off=self._one_thread_only()):
+        with Heartbeats(self.alias, claims, running, off=bound):
             for claim in claims:
                 if claim is not claims[0]:
                     _look_again(recorder, claim)
@@ -169,6 +170,8 @@ class Batch:
                 else:
                     outcome = prepared
                 running.pop(claim.job_id, None)
+                if not bound:
+                    leftovers.end_transactions()
                 answer = recorder.write(Finish(claim, outcome))
                 outcomes.append(outcome if answer == "written" else Lost())
                 if answer == "written":

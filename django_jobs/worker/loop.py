@@ -4,11 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine
-from concurrent.futures import Future
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from django_jobs.store import leftovers
+
 T = TypeVar("T")
+
+
+class TidyPool(ThreadPoolExecutor):
+    """For ``asyncio.to_thread``: keeps no connection of one handler for the next."""
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        def work() -> T:
+            try:
+                return fn(*args, **kwargs)
+            finally:
+                leftovers.tidy(close=True)
+
+        return super().submit(work)
 
 
 class LoopThread:
@@ -50,6 +65,7 @@ class LoopThread:
     def _serve(ready: Future[asyncio.AbstractEventLoop]) -> None:
         loop = asyncio.new_event_loop()
         asyncio.set_event_loop(loop)
+        loop.set_default_executor(TidyPool(thread_name_prefix="jobs-async"))
         ready.set_result(loop)
         try:
             loop.run_forever()

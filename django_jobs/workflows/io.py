@@ -11,19 +11,21 @@ import contextlib
 import contextvars
 import functools
 import inspect
+import os
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import Executor, Future
 from typing import Any, Protocol, TypeVar
 
 from asgiref.sync import SyncToAsync, ThreadSensitiveContext, sync_to_async
-from django.db import connections
 
+from django_jobs.store import leftovers
 from django_jobs.store.record import Item
 from django_jobs.store.steps import Answer
 from django_jobs.workflows import retrying
 from django_jobs.workflows.asking import on_loop
 from django_jobs.workflows.attempt import Recorder
+from django_jobs.workflows.forks import leave_if_forked
 
 T = TypeVar("T")
 
@@ -72,7 +74,7 @@ class ThreadIO:
         return self._recorder.write(item)
 
     async def call(self, function: Callable[[], Any], timeout: float | None) -> Any:
-        answer = function()
+        answer = called(function)
         if inspect.isawaitable(answer):
             work = _settled(_awaited(answer, timeout))
             if self._own_context:
@@ -113,7 +115,7 @@ class Crew:
         try:
             self._do_what_is_left()
         finally:
-            clean_up()
+            leftovers.tidy()
 
     def _do_what_is_left(self) -> None:
         while True:
@@ -138,7 +140,7 @@ class LoopIO:
         target = function.func if isinstance(function, functools.partial) else function
         if inspect.iscoroutinefunction(target):
             return await _awaited(function(), timeout)
-        answer = await sync_to_async(function, thread_sensitive=True)()
+        answer = await sync_to_async(functools.partial(called, function), thread_sensitive=True)()
         if inspect.isawaitable(answer):
             answer = await _awaited(answer, timeout)
         return answer
@@ -159,7 +161,9 @@ async def in_own_thread_context(work: Coroutine[Any, Any, T]) -> T:
         executor = SyncToAsync.context_to_thread_executor.get(own)
         if executor is not None:
             # The thread ends here; its connections must not outlive it.
-            await sync_to_async(connections.close_all, thread_sensitive=True)()
+            await sync_to_async(
+                functools.partial(leftovers.tidy, close=True), thread_sensitive=True
+            )()
             executor.shutdown()
         SyncToAsync.thread_sensitive_context.reset(token)
 
@@ -172,15 +176,16 @@ def is_being_canceled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-def clean_up() -> None:
-    """Leave nothing of a step's connections to the next one in this thread."""
-    for connection in connections.all(initialized_only=True):
-        if connection.connection is None:
-            continue
-        if connection.in_atomic_block or connection.needs_rollback:
-            connection.close()
-        else:
-            connection.close_if_unusable_or_obsolete()
+def called(function: Callable[[], T]) -> T:
+    """Call a function of the project; a process that it forks ends here."""
+    process = os.getpid()
+    try:
+        answer = function()
+    except BaseException as error:
+        leave_if_forked(process, error)
+        raise
+    leave_if_forked(process)
+    return answer
 
 
 async def _awaited(awaitable: Any, timeout: float | None) -> Any:

@@ -49,7 +49,7 @@ from django_jobs.store.waits import Wait
 from django_jobs.workflows import retrying, waiting
 from django_jobs.workflows.asking import on_loop
 from django_jobs.workflows.attempt import Attempt, Recorder
-from django_jobs.workflows.io import IO, LoopIO, ThreadIO, drive, is_being_canceled
+from django_jobs.workflows.io import IO, LoopIO, ThreadIO, called, drive, is_being_canceled
 from django_jobs.workflows.passes import PassEnds
 from django_jobs.workflows.plan import Planned, Scope, group, plan, scope_in_hand
 from django_jobs.workflows.secrets import Secrets
@@ -385,7 +385,7 @@ class Replay(Attempt):
         done: StepWrite | None = None
         try:
             with session.limited_transaction(conf.get().lease * 0.8):
-                output = self._dump(step, self._call_of(step, number)())
+                output = self._dump(step, called(self._call_of(step, number)))
                 _check_time(step, started)
                 record = self._done(step, number, failures, output)
                 failpoints.reach("transactional.before_record")

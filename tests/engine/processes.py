@@ -83,6 +83,15 @@ def alive(pid: int) -> bool:
     return True
 
 
+def in_state(pid: int, state: str) -> bool:
+    """Whether a process is in this state of ``ps``: T is stopped, Z is dead and not yet waited for."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    return stat.rpartition(")")[2].split()[0] == state
+
+
 def freeze(pid: int) -> None:
     """Stop a process in its tracks, but not within a transaction of its own.
 

@@ -80,6 +80,35 @@ def test_a_job_that_kills_its_worker_ends_crashed_and_its_neighbours_finish(tmp_
     assert done.count() == 200
 
 
+def test_whatever_takes_a_process_down_ends_crashed_and_neighbours_finish(tmp_path: Path) -> None:
+    """P10, L7: a segfault, os._exit, abort, memory that is refused to code in C."""
+    kinds = {
+        "segfault": "SIGSEGV",
+        "os._exit": "exit code 7",
+        "abort": "SIGABRT",
+        "out of memory": "SIGSEGV",
+    }
+    poisons = {how: jobs.deadly_by.enqueue(how=how) for how in kinds}
+    refused = jobs.needs_too_much_memory.enqueue()
+    neighbours = jobs.add.enqueue_many([{"a": n, "b": 1} for n in range(200)])
+    running = worker(tmp_path, "--once", "--exit-code", "--processes", 2)
+    assert running.wait() == 1, running.output()
+    for how, said in kinds.items():
+        job = poisons[how]
+        job.refresh_from_db()
+        assert (job.status, job.error["code"], job.crashes, job.attempts) == (
+            "failed",
+            "crashed",
+            3,
+            0,
+        )
+        assert said in job.error["message"], how
+    refused.refresh_from_db()
+    assert (refused.status, refused.error["type"]) == ("failed", "builtins.MemoryError")
+    done = Job.objects.filter(pk__in=[job.pk for job in neighbours], status="completed", attempts=1)
+    assert done.count() == 200
+
+
 def test_each_outcome_can_be_committed_before_the_next_job_starts(
     tmp_path: Path, marks: Path
 ) -> None:

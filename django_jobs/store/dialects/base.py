@@ -166,6 +166,13 @@ class Dialect:
         """Whether the connection is gone."""
         return False
 
+    def is_trouble(self, error: BaseException) -> bool:
+        """Whether the database cannot take this now, by no fault of what it was given.
+
+        Out of disk or memory, read only, a time limit, a lock: a worker waits until it is over.
+        """
+        return self.is_lost(error) or self.is_transient(error)
+
 
 @lru_cache(maxsize=1024)
 def _compile(dialect: Dialect, template: str, bound_now: bool) -> Statement:

@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 TRANSIENT = {1213, 1205, 1020}
 #: No connection to be had, gone away, lost, shutting down, killed, closed for idling.
 LOST = {2002, 2003, 2006, 2013, 2055, 1053, 1927, 4031, 1152, 1158, 1159, 1160, 1161}
+#: Disk or table full, no memory or connection left, read only, a storage error, a time limit.
+TROUBLE = {
+    1021, 1114, 1037, 1038, 1040, 1041, 1203, 1226, 1290, 1836, 1792, 1030, 1180, 1181, 1317, 1969, 3024,
+}  # fmt: skip
 #: Names under which transactions serialize, see :meth:`MySQL.lock_name`.
 LOCKS = 4096
 #: Seconds that a statement of the engine waits for a lock before its transaction starts anew.
@@ -171,6 +175,9 @@ class MySQL(Dialect):
         return _code(error) in LOST or (
             type(error).__name__ == "InterfaceError" and _code(error) in (0, None)
         )
+
+    def is_trouble(self, error: BaseException) -> bool:
+        return self.is_lost(error) or _code(error) in TRANSIENT | TROUBLE
 
     def execute(self, session: Session, template: str, params: Mapping[str, Any]) -> Any:
         """Run what ``template`` stands for; a cursor, or what has its rows and their number."""

@@ -11,6 +11,9 @@ from django_jobs.store.dialects.base import Dialect
 TRANSIENT = {"40P01", "40001", "55P03"}
 #: SQLSTATE class 08 and the codes of a server that shuts down or restarts.
 LOST = {"57P01", "57P02", "57P03"}
+#: SQLSTATE classes of no resources, wrong state of an object, operator intervention, system error;
+#: a server that only reads, which takes over or gives way to another.
+TROUBLE = ("53", "55", "57", "58", "25006")
 
 
 class PostgreSQL(Dialect):
@@ -68,6 +71,9 @@ class PostgreSQL(Dialect):
         return any(
             type(link).__name__ in ("OperationalError", "InterfaceError") for link in _chain(error)
         )
+
+    def is_trouble(self, error: BaseException) -> bool:
+        return self.is_lost(error) or self.is_transient(error) or _state(error).startswith(TROUBLE)
 
 
 def array_of(values: Iterable[str | int | None]) -> str:

@@ -11,6 +11,11 @@ from uuid import UUID
 
 from django_jobs.store.dialects.base import Dialect
 
+#: Disk full or faulty, not writable, no memory, a lock that was waited for too long.
+TROUBLE = (
+    "SQLITE_FULL", "SQLITE_IOERR", "SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_NOMEM",
+    "SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_INTERRUPT", "SQLITE_PROTOCOL",
+)  # fmt: skip
 _PARAMETER = re.compile(r"%\((\w+)\)s")
 
 
@@ -47,3 +52,16 @@ class SQLite(Dialect):
 
     def is_transient(self, error: BaseException) -> bool:
         return "locked" in str(error) or "busy" in str(error)
+
+    def is_trouble(self, error: BaseException) -> bool:
+        return self.is_transient(error) or _name(error).startswith(TROUBLE)
+
+
+def _name(error: BaseException | None) -> str:
+    """SQLite's own name of an error, such as SQLITE_FULL."""
+    while error is not None:
+        name = getattr(error, "sqlite_errorname", None)
+        if name:
+            return str(name)
+        error = error.__cause__
+    return ""
