@@ -350,6 +350,27 @@ async def wait_async(marks: str) -> None:
         note(marks, "interrupted")
 
 
+@task
+def watched(marks: str, word: str, run_id: str, step: str) -> str:
+    """Say so if this step is recorded already: then it should not run."""
+    from django_jobs.models import TaskStatus
+
+    of_step = TaskStatus.objects.filter(job_id=run_id, step_id=step)
+    recorded = of_step.filter(status="completed").exists()
+    note(marks, "again" if recorded else "ran", word, step)
+    time.sleep(0.02)
+    return step
+
+
+@workflow(retries=3)
+def watched_steps(run: WorkflowContext, marks: str, word: str) -> list[str]:
+    run_id = str(run.job.pk)
+    return [
+        run.task(step, watched, marks=marks, word=word, run_id=run_id, step=step)
+        for step in ("a", "b", "c")
+    ]
+
+
 @workflow
 def three_marks(run: WorkflowContext, marks: str, word: str) -> None:
     for step in ("a", "b", "c"):

@@ -54,6 +54,7 @@ def processes(transactional_db: None, tmp_path: Path) -> Iterator[list[CeleryPro
     yield started
     for process in started:
         process.kill_all()
+        print(f"--- {process.log.stem}", process.output()[-4000:], sep="\n")  # shown on failure
 
 
 @pytest.fixture

@@ -1,0 +1,46 @@
+"""A short storm; ``python -m tests.long celery`` is the long one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from django_jobs.celery import publishing
+from tests.celery.brokers import Valkey
+from tests.celery.chaos import SETTINGS, Storm, children_of
+from tests.engine.processes import eventually, lines
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def test_every_job_has_one_outcome_whatever_befalls_workers_and_broker(
+    celery_app: Any,
+    broker: Valkey,
+    worker: Callable[..., Any],
+    beat: Callable[..., Any],
+    marks: Path,
+    settings: Any,
+) -> None:
+    settings.DJANGO_JOBS = {**settings.DJANGO_JOBS, **SETTINGS}
+    publishing._gone_until = 0.0
+    storm = Storm(celery_app, broker, marks, lambda: worker(**SETTINGS))
+    storm.workers = [storm.start_worker(), storm.start_worker()]
+    beat(**SETTINGS)
+    storm.enqueue(40)
+    doomed, other = storm.workers
+    eventually(lambda: len(lines(marks)) > 3 and children_of(other.pid), "the fleet runs", 90)
+    storm.double()
+    storm.flush()
+    doomed.kill_all()
+    storm.faults["worker killed"] += 1
+    storm.workers = [other]
+    eventually(lambda: len(lines(marks)) > 20, "the other one goes on", 60)
+    storm.kill_process()
+    storm.restart_broker()
+    storm.double()
+    storm.wait(120)
+    storm.check()
+    print(storm.report())
