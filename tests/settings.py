@@ -46,6 +46,8 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
     "django_jobs",
     "tests.app",
+    # Further apps of worker subprocesses, separated by commas.
+    *filter(None, os.environ.get("TEST_APPS", "").split(",")),
 ]
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
