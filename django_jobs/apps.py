@@ -5,8 +5,11 @@ from __future__ import annotations
 import sys
 
 from django.apps import AppConfig
+from django.conf import settings
 from django.utils.module_loading import autodiscover_modules
 from django.utils.translation import gettext_lazy as _
+
+from django_jobs import conf
 
 
 class DjangoJobsConfig(AppConfig):
@@ -21,9 +24,17 @@ class DjangoJobsConfig(AppConfig):
 
         autodiscover_modules("jobs", "tasks", "workflows")
         registry.check()
-        if "celery" in sys.modules:
-            # The project uses Celery: its app lives in the package that holds the settings, and its
-            # workers load Django after Celery. Nobody else pays for the import.
+        if _uses_celery():
             from django_jobs.celery import connect
 
             connect()
+
+
+def _uses_celery() -> bool:
+    """Whether the project has a Celery app; nobody else pays for the import.
+
+    It lives in the package that holds the settings, or the setting names it; and Celery's own
+    workers load Django after Celery.
+    """
+    named = getattr(settings, conf.NAME, None) or {}
+    return "celery" in sys.modules or bool(isinstance(named, dict) and named.get("CELERY_APP"))

@@ -84,3 +84,8 @@ else:
     EMAIL_FILE_PATH = _MAIL_FOLDER
 
 DJANGO_JOBS: dict[str, Any] = {}
+
+# With a broker, jobs of runner="celery" go to Celery's workers: see compose.yaml.
+CELERY_BROKER_URL = env.str("CELERY_BROKER_URL", default="")
+if CELERY_BROKER_URL:
+    DJANGO_JOBS["CELERY_APP"] = "testproject.celery:app"

@@ -14,11 +14,13 @@ import pytest
 from django.conf import settings
 
 from tests import docs_code, docs_tables, fan_out
+from tests.celery.brokers import Valkey
 from tests.docs_code import Block, DocsError, Project
 from tests.support import ROOT
 
 # These start in an empty folder and make their project themselves.
 FROM_NOTHING = {"README.md", "docs/tutorial.md"}
+CELERY = "docs/how-to/celery.md"
 PAGES = {page.relative_to(ROOT).as_posix(): page for page in docs_code.pages()}
 WITH_CODE = [
     name
@@ -109,6 +111,24 @@ def _is_left_to_the_other_database(name: str) -> bool:
     if name in FROM_NOTHING or fan_out.COUNTS_FILE not in os.environ:
         return False
     return (WITH_CODE.index(name) % 2 == 0) == fan_out.is_later_database()
+
+
+@pytest.fixture(autouse=True)
+def broker(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What the page about Celery takes for granted: a Redis, at the address that the environment names."""
+    named = getattr(request.node, "callspec", None)
+    if (
+        named is None
+        or named.params.get("name") != CELERY
+        or "page_project" not in request.fixturenames
+    ):
+        yield
+        return
+    server = Valkey()
+    server.start()
+    monkeypatch.setenv("CELERY_BROKER_URL", server.url)
+    yield
+    server.kill()
 
 
 @pytest.mark.every_database
