@@ -20,6 +20,9 @@ from django_jobs.models import Schedule
 from django_jobs.store.session import engine_alias
 
 
+APP = "django_celery_beat"
+
+
 class NotImported(Exception):
     """A row has no equal here; the text says why, and what to do."""
 
@@ -44,7 +47,7 @@ def import_beat(*, dry_run: bool = False, disable: bool = False) -> Iterator[Imp
     Raises ConfigurationError where django-celery-beat is no installed app.
     """
     try:
-        model = apps.get_model("django_celery_beat", "PeriodicTask")
+        model: Any = apps.get_model(APP, "PeriodicTask")
     except LookupError as error:
         raise ConfigurationError(
             "django_celery_beat is not in INSTALLED_APPS, so there is nothing to import."

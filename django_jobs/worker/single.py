@@ -123,8 +123,7 @@ class Seat:
             outbox.forget(s, self.runner, job_id)
             if row is None or row[2] != self.runner:
                 return []
-            usable = claiming.claimable_ids(s, [job_id])
-            return claiming.take(s, usable, worker=self.worker, lease=lease)
+            return claiming.take_chosen(s, [job_id], worker=self.worker, limit=1, lease=lease)
 
         sent = clock.monotonic()
         claims = self.session.committed(work)
