@@ -19,7 +19,6 @@ from django_jobs.errors import ConfigurationError, JobsError
 from django_jobs.models import Schedule
 from django_jobs.store.session import engine_alias
 
-
 APP = "django_celery_beat"
 
 
