@@ -19,11 +19,15 @@ class Completed:
 
 @dataclass(frozen=True, slots=True)
 class TryAgain:
-    """A try failed; another follows ``delay`` seconds later."""
+    """A try failed; another follows ``delay`` seconds later.
+
+    ``of_steps`` says that steps of a graph wait for that, each with its own moment in its record.
+    """
 
     error: ErrorDict
     delay: float
     cause: BaseException | None = None
+    of_steps: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +56,16 @@ class Canceled:
 
 @dataclass(frozen=True, slots=True)
 class Sleeping:
-    """A run waits until ``wake_at``, or in its steps of these ``keys``, each with an end of its own."""
+    """A run waits until ``wake_at``, or in its steps of these ``keys``, each with an end of its own.
+
+    The driver of a graph says what it has ``seen``: how many steps had ended, and how many waited
+    for their next try. ``busy`` says that units of the run are under way.
+    """
 
     wake_at: datetime | None = None
     keys: frozenset[str] = frozenset()
+    seen: tuple[int, int] | None = None
+    busy: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -145,8 +145,13 @@ class Graph:
         return [self.steps[step_id] for step_id in sorter.static_order()]
 
     @cached_property
+    def keys(self) -> dict[str, str]:
+        """The key under which each step is recorded."""
+        return {step.id: step.key for step in self.steps.values()}
+
+    @cached_property
     def by_key(self) -> dict[str, Step]:
-        return {step.key: step for step in self.steps.values()}
+        return {self.keys[step.id]: step for step in self.steps.values()}
 
     @property
     def has_http(self) -> bool:

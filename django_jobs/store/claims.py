@@ -584,9 +584,18 @@ STEP_COLUMNS = (
 
 def read_steps(session: Session, job_ids: Sequence[UUID]) -> dict[UUID, list[StepRecord]]:
     """All step records of these runs, in order of first start."""
+    return _records(session, "job_id {among(ids)}", ids=list(job_ids))
+
+
+def read_records(session: Session, run_id: UUID, where: str, **params: Any) -> list[StepRecord]:
+    """The records of one run under this condition, in order of first start."""
+    found = _records(session, f"job_id = %(run)s AND {where}", run=run_id, **params)
+    return found.get(run_id, [])
+
+
+def _records(session: Session, where: str, **params: Any) -> dict[UUID, list[StepRecord]]:
     rows = session.rows(
-        f"SELECT job_id, {STEP_COLUMNS} FROM {{taskstatus}} WHERE job_id {{among(ids)}} ORDER BY id",
-        ids=list(job_ids),
+        f"SELECT job_id, {STEP_COLUMNS} FROM {{taskstatus}} WHERE {where} ORDER BY id", **params
     )
     time, uuid = session.dialect.time, session.dialect.uuid
     found: dict[UUID, list[StepRecord]] = {}

@@ -9,8 +9,9 @@ from typing import Any
 from uuid import UUID
 
 from django_jobs import conf, jsonvalues
+from django_jobs.definitions.graph import Graph
 from django_jobs.lifecycle import COMMANDS, KEEP, REFUSE, Command, Status
-from django_jobs.store import endings, history, jobs, permits
+from django_jobs.store import endings, history, jobs, permits, units
 from django_jobs.store.session import Session
 
 #: Times that jobs are looked at again because somebody else was faster.
@@ -180,6 +181,7 @@ def _follow(session: Session, order: Order, moved: list[Seen]) -> None:
 
 
 def _after_pause(session: Session, moved: list[Seen]) -> None:
+    units.withdraw(session, [one.job_id for one in moved])
     _make_room(session, [one for one in moved if one.status == Status.PENDING and not one.held])
 
 
@@ -206,7 +208,9 @@ def _after_cancel(session: Session, moved: list[Seen]) -> None:
 
 
 def _after_retry(session: Session, moved: list[Seen]) -> None:
-    reset_failed_steps(session, [one.job_id for one in moved])
+    listed = [one.job_id for one in moved]
+    reset_failed_steps(session, listed)
+    units.reopen(session, listed)
     _wake(session, moved)
 
 
@@ -276,17 +280,35 @@ def reset_failed_steps(session: Session, job_ids: list[UUID]) -> int:
     if not rows:
         return 0
     named = _named_by_error(session, job_ids)
+    graphs = units.graphs_of(session, job_ids)
     failed: dict[UUID, list[FailedStep]] = {}
     for row in rows:
         step = FailedStep(row[0], uuid(row[1]), row[2], time(row[3]), time(row[4]))  # type: ignore[arg-type]
         failed.setdefault(step.job_id, []).append(step)
     chosen = [
-        step.id for job_id, steps in failed.items() for step in _to_reset(steps, named.get(job_id))
+        step.id
+        for job_id, steps in failed.items()
+        for step in (
+            _not_optional(steps, graphs[job_id])
+            if job_id in graphs
+            else _to_reset(steps, named.get(job_id))
+        )
     ]
     return session.run(
-        "UPDATE {taskstatus} SET status = 'pending', failures = 0, finished_at = NULL WHERE id {among(ids)}",
+        "UPDATE {taskstatus} SET status = 'pending', failures = 0, finished_at = NULL, wake_at = NULL, "
+        "child = CASE WHEN kind = 'child' THEN child END WHERE id {among(ids)}",
         ids=chosen,
     )
+
+
+def _not_optional(steps: list[FailedStep], graph: Graph | None) -> list[FailedStep]:
+    """What failed of a graph's run and is to be tried anew: upon optional failures others were built."""
+    optional = {step.id for step in graph.steps.values() if step.optional} if graph else set()
+    return [
+        step
+        for step in steps
+        if not optional & {(head := step.step_id.partition("/")[0]), head.rpartition(":")[0]}
+    ]
 
 
 def _to_reset(steps: list[FailedStep], named: str | None) -> list[FailedStep]:

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+from django_jobs.lifecycle import Kind
+from django_jobs.store import units
 from django_jobs.store.session import Session
 from django_jobs.store.waking import wake
 
@@ -23,11 +25,14 @@ def ended(session: Session, job_ids: Iterable[UUID]) -> None:
     listed = list(job_ids)
     if listed:
         _wake_parents(session, listed)
+        units.failed(session, listed)
 
 
 def claim_ended(session: Session, claim: Claim) -> None:
     """:func:`ended` for the job of a claim; one that nothing follows costs no statement."""
-    if claim.parent is not None or claim.is_run:
+    if claim.kind == Kind.STEP:
+        units.failed(session, [claim.job_id])
+    elif claim.parent is not None or claim.is_run:
         ended(session, [claim.job_id])
 
 

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from django_jobs import conf, failpoints, jsonvalues
 from django_jobs.errors import ErrorDict
-from django_jobs.lifecycle import AttemptStatus, Gate, Status, StepStatus
+from django_jobs.lifecycle import AttemptStatus, Command, Gate, Status, StepStatus
 from django_jobs.outcomes import (
     Canceled,
     Completed,
@@ -23,12 +23,14 @@ from django_jobs.outcomes import (
     Sleeping,
     TryAgain,
 )
-from django_jobs.store import endings, history, jobs, permits, waits
+from django_jobs.store import commands, endings, history, jobs, permits, units, waits
 from django_jobs.store.claims import Claim
+from django_jobs.store.commands import Order
 from django_jobs.store.dialects.mysql import portions
 from django_jobs.store.dialects.postgresql import array_of, text_array_of
 from django_jobs.store.session import Session
 from django_jobs.store.steps import Answer, StepWrite, dump_error, write_steps
+from django_jobs.store.units import CancelRun, Offer, UnitWrite, Withdraw
 from django_jobs.store.waits import Wait
 
 
@@ -38,6 +40,8 @@ class LogWrite:
 
     claim: Claim
     lines: list[tuple[str, str, str | None]] = field(default_factory=list)
+    #: The run to which they belong, where a unit wrote them.
+    job: UUID | None = None
 
 
 @dataclass(slots=True)
@@ -55,6 +59,7 @@ class NoteWrite:
     event: str
     step: str | None
     detail: Any
+    job: UUID | None = None
 
 
 @dataclass(slots=True)
@@ -65,7 +70,18 @@ class Finish:
     outcome: Outcome
 
 
-Item = StepWrite | Wait | LogWrite | ProgressWrite | NoteWrite | Finish
+Item = (
+    StepWrite
+    | UnitWrite
+    | Wait
+    | Offer
+    | Withdraw
+    | CancelRun
+    | LogWrite
+    | ProgressWrite
+    | NoteWrite
+    | Finish
+)
 
 
 #: The statuses of jobs whose rows are locked, by id and the fence that they still have.
@@ -86,9 +102,14 @@ def record(session: Session, items: Sequence[Item]) -> list[Answer]:
         steps, write_steps(session, [item for _, item in steps]), strict=True
     ):
         answers[place] = answer
+    by_units = [(place, item) for place, item in placed if isinstance(item, UnitWrite)]
+    for (place, _), answer in zip(
+        by_units, units.write(session, [item for _, item in by_units]), strict=True
+    ):
+        answers[place] = answer
     owned: Owned = {}
     for place, item in placed:
-        if not isinstance(item, StepWrite | Finish):
+        if not isinstance(item, StepWrite | UnitWrite | Finish):
             answers[place] = _write(session, item, owned)
     plain = [item for item in items if isinstance(item, Finish) and is_plain(item)]
     completed = _complete_plain(session, plain)
@@ -132,18 +153,33 @@ def _write(session: Session, item: Item, owned: Owned) -> Answer:
             )  # fmt: skip
         case NoteWrite():
             history.note(
-                session, item.claim.job_id, event=item.event, step=item.step, detail=item.detail,
+                session, item.job or item.claim.job_id, event=item.event, step=item.step, detail=item.detail,
                 worker=item.claim.worker,
             )  # fmt: skip
         case Finish():
             return _finish(session, item.claim, item.outcome, Status(status))
         case Wait():
             return waits.look(session, item, Status(status))
+        case Offer():
+            return units.offer(session, item, Status(status), notify=conf.get().notify)
+        case Withdraw():
+            units.withdraw(session, [item.claim.job_id], canceled=True, keep=item.over_failures)
+        case CancelRun():
+            _cancel_run(session, item)
+        case UnitWrite():
+            return units.write(session, [item])[0]
         case StepWrite():
             return write_steps(session, [item])[0]
         case _:
             assert_never(item)
     return "written"
+
+
+def _cancel_run(session: Session, item: CancelRun) -> None:
+    """CancelJob is the handler's own decision: it ends the run, and its other units with it."""
+    assert item.claim.parent is not None
+    reason = str(item.error.get("message") or "") or None
+    commands.apply(session, Order(Command.CANCEL, reason=reason), [item.claim.parent])
 
 
 def _finished_before(session: Session, item: Finish) -> bool:
@@ -275,8 +311,10 @@ def _finish(session: Session, claim: Claim, outcome: Outcome, status: Status) ->
             _end_attempt(session, claim, AttemptStatus.COMPLETED, None)
         case TryAgain():
             waiting = Status.SLEEPING if claim.is_run else Status.PENDING
+            first = units.standing(session, claim.job_id).wake_at if outcome.of_steps else None
             _leave(
-                session, claim, waiting, event="retrying", error=outcome.error, delay=outcome.delay, counted=True,
+                session, claim, waiting, event="retrying", error=outcome.error, counted=True,
+                delay=outcome.delay if first is None else None, wake_at=first,
                 detail={"error": _brief(outcome.error), "delay": outcome.delay},
             )  # fmt: skip
             _end_attempt(session, claim, AttemptStatus.FAILED, outcome.error)
@@ -322,7 +360,7 @@ def _finish(session: Session, claim: Claim, outcome: Outcome, status: Status) ->
         case _:
             assert_never(outcome)
     is_end = isinstance(outcome, Completed | Failed | Canceled)
-    _free(session, claim, final=is_end)
+    _free(session, claim, final=is_end, busy=isinstance(outcome, Sleeping) and outcome.busy)
     if is_end:
         endings.claim_ended(session, claim)
     return "written"
@@ -391,6 +429,10 @@ def _fall_asleep(session: Session, claim: Claim, outcome: Sleeping) -> None:
     is_due, wake_at = False, outcome.wake_at
     if outcome.keys:
         is_due, wake_at = waits.standing(session, claim.job_id, outcome.keys)
+    if outcome.seen is not None:
+        found = units.standing(session, claim.job_id)
+        is_due = is_due or found.seen != outcome.seen
+        wake_at = min((one for one in (wake_at, found.wake_at) if one is not None), default=None)
     if is_due:
         _leave(
             session, claim, Status.PENDING, event="woken", delay=0.0, gate=Gate.OPEN, clear_error=True,
@@ -484,11 +526,11 @@ def hand_back(
     return moved
 
 
-def _free(session: Session, claim: Claim, *, final: bool) -> None:
-    """Slot release with the outcome, in its transaction."""
+def _free(session: Session, claim: Claim, *, final: bool, busy: bool = False) -> None:
+    """Slot release with the outcome, in its transaction; a run whose units are under way keeps it."""
     if not claim.held or claim.keeps_permit:
         return
-    if claim.key_hold and not final:
+    if (claim.key_hold or busy) and not final:
         permits.hold(session, claim.job_id, claim.fence, claim.key_hash)
     else:
         permits.release(session, claim.job_id, claim.fence, claim.key_hash)
@@ -533,7 +575,7 @@ def _write_log(session: Session, item: LogWrite) -> None:
         "VALUES (%(job)s, %(step_key)s, %(fence)s, {now}, %(level)s, %(message)s)",
         [
             {
-                "job": item.claim.job_id,
+                "job": item.job or item.claim.job_id,
                 "step_key": step_key,
                 "fence": item.claim.fence,
                 "level": level,

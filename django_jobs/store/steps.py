@@ -10,7 +10,7 @@ from uuid import UUID
 
 from django_jobs import clock, jsonvalues
 from django_jobs.errors import ErrorDict
-from django_jobs.lifecycle import DRIVEN, AttemptStatus, StepStatus
+from django_jobs.lifecycle import DRIVEN, FINAL_STEPS, AttemptStatus, StepStatus
 from django_jobs.store.claims import Claim
 from django_jobs.store.dialects.mysql import conditional, numbered, portions
 from django_jobs.store.session import Session
@@ -54,7 +54,7 @@ FIELDS = (
     "worker uuid", "done_no int", "wake_after float8", "wake_at timestamptz", "event_name text", "child uuid",
     "ended bool", "again bool",
 )  # fmt: skip
-ENDED = frozenset({StepStatus.COMPLETED, StepStatus.FAILED, StepStatus.CANCELED})
+ENDED = FINAL_STEPS
 
 
 #: The statuses of jobs by id and the fence that they still have.
@@ -72,7 +72,7 @@ def write_steps(session: Session, steps: Sequence[StepWrite]) -> list[Answer]:
     statuses = _write_listed(session, steps)
     for step in steps:
         if step.error is not None and answer(step, statuses) == "written":
-            _note_failed_try(session, step)
+            note_failed_try(session, step, step.claim.job_id)
     return [answer(step, statuses) for step in steps]
 
 
@@ -166,7 +166,7 @@ _UPSERT = """
     ON CONFLICT (job_id, step_key) DO UPDATE SET status = excluded.status, input = excluded.input,
         output = excluded.output, error = excluded.error, total_tried = excluded.total_tried,
         failures = excluded.failures, fence = excluded.fence, worker = excluded.worker, done_no = excluded.done_no,
-        wake_at = COALESCE({taskstatus}.wake_at, excluded.wake_at), event_name = excluded.event_name,
+        wake_at = COALESCE(excluded.wake_at, {taskstatus}.wake_at), event_name = excluded.event_name,
         child = COALESCE(excluded.child, {taskstatus}.child), finished_at = excluded.finished_at
 """
 
@@ -245,7 +245,8 @@ def _moments(session: Session, steps: Sequence[StepWrite]) -> dict[str, Any]:
     return {"wake": jsonvalues.dumps(wake, what="moments", limit=ANY_SIZE)}
 
 
-def _note_failed_try(session: Session, step: StepWrite) -> None:
+def note_failed_try(session: Session, step: StepWrite, job_id: UUID) -> None:
+    """The row of a failed try of a step in the records of ``job_id``."""
     session.run(
         "INSERT INTO {attempt} (job_id, step_id, number, status, error, fence, worker, finished_at) "
         "SELECT %(job)s, s.id, %(number)s, %(status)s, {json(error)}, %(fence)s, %(worker)s, {now} "
@@ -253,7 +254,7 @@ def _note_failed_try(session: Session, step: StepWrite) -> None:
         # Once, also where the answer to an earlier COMMIT of this was lost.
         "AND NOT EXISTS (SELECT 1 FROM {attempt} a WHERE a.job_id = %(job)s AND a.step_id = s.id "
         "AND a.number = %(number)s AND a.fence = %(fence)s)",
-        job=step.claim.job_id, step_key=step.step_key, number=step.total_tried,
+        job=job_id, step_key=step.step_key, number=step.total_tried,
         status=str(AttemptStatus.FAILED), error=dump_error(step.error), fence=step.claim.fence,
         worker=step.claim.worker,
     )  # fmt: skip

@@ -7,6 +7,7 @@ from uuid import UUID
 from django.dispatch import Signal
 
 from django_jobs import signals
+from django_jobs.lifecycle import Kind
 from django_jobs.models import Job
 from django_jobs.outcomes import Canceled, Completed, Failed, Outcome, Parked, Sleeping, TryAgain
 from django_jobs.store.claims import Claim
@@ -23,7 +24,7 @@ OUTCOME_SIGNALS: dict[type, Signal] = {
 
 def started(alias: str, claim: Claim) -> None:
     """job_started, as the claim is committed and the handler about to run."""
-    if signals.job_started.receivers:
+    if signals.job_started.receivers and claim.kind != Kind.STEP:
         _send(alias, signals.job_started, claim.job_id)
 
 
@@ -36,7 +37,7 @@ def wanted(outcome: Outcome) -> bool:
 def ended(alias: str, claim: Claim, outcome: Outcome) -> None:
     """The signal of an outcome that is stored now."""
     signal = OUTCOME_SIGNALS.get(type(outcome))
-    if signal is None or not signal.receivers:
+    if signal is None or not signal.receivers or claim.kind == Kind.STEP:
         return
     error = getattr(outcome, "error", None)
     details = {"error": error} if signal in (signals.job_failed, signals.job_retrying) else {}

@@ -16,7 +16,7 @@ from django.db import connections
 
 from django_jobs import clock, conf, ids, signals
 from django_jobs.definitions import registry
-from django_jobs.lifecycle import Status
+from django_jobs.lifecycle import Kind, Status
 from django_jobs.models import Worker
 from django_jobs.outcomes import Completed, Failed, HandedBack, Lost, Outcome
 from django_jobs.store import catalogue, leases, workers
@@ -66,7 +66,13 @@ class Child:
         self.isolation = None if link is None else Isolation(link)
         self._charges = charges
         self.hands = Hands(
-            plan.alias, plan.threads, self.desk, charges, self._concluded, self.isolation
+            plan.alias,
+            plan.threads,
+            self.desk,
+            charges,
+            self._concluded,
+            self.isolation,
+            spreads=True,
         )
         ticks = plan.schedules and self.settings.schedules
         self.timetable = Timetable(plan.alias) if ticks else None
@@ -368,7 +374,8 @@ class Child:
                 self.intake.look_soon()
                 self._dry = False
                 return
-            self._ended[type(outcome)] += 1
+            if claim.kind != Kind.STEP:
+                self._ended[type(outcome)] += 1
             if not (isinstance(outcome, Completed) and claim.plain):
                 # It may have freed a permit, woken a parent, or be due again at once.
                 self.intake.look_soon()

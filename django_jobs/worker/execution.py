@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,7 @@ from django.utils.module_loading import import_string
 from django_jobs import clock, conf, jsonvalues
 from django_jobs.definitions import registry
 from django_jobs.definitions.context import TaskContext, WorkflowContext
+from django_jobs.definitions.dag import DAG
 from django_jobs.definitions.retry import Retry
 from django_jobs.definitions.task import Definition
 from django_jobs.errors import (
@@ -39,6 +40,7 @@ from django_jobs.outcomes import (
 )
 from django_jobs.store import leftovers
 from django_jobs.store.claims import Claim
+from django_jobs.worker import graphs
 from django_jobs.workflows import retrying
 from django_jobs.workflows.attempt import Recorder
 from django_jobs.workflows.forks import leave_if_forked
@@ -57,6 +59,8 @@ class Environment:
     pool: Executor | None
     #: Sync code of async handlers runs in the calling thread, within its transaction.
     same_thread: bool = False
+    #: Other workers may do steps of the graphs that are run here.
+    spreads: bool = False
 
 
 @dataclass(slots=True)
@@ -77,10 +81,16 @@ class Execution:
     attempt: Replay | None = None
     #: What runs an async handler, once it runs.
     task: asyncio.Task[Any] | None = None
+    #: For a claim of a graph: its driver takes the place of the handler.
+    graph: graphs.Plan | None = None
 
     @property
     def is_async(self) -> bool:
-        return self.definition.is_async
+        return self.definition.is_async if self.graph is None else self.graph.is_async
+
+    @property
+    def isolation(self) -> str:
+        return self.definition.isolation if self.graph is None else self.graph.isolation
 
     def run(self) -> Outcome:
         """Run the handler in the calling thread, in a context of its own."""
@@ -95,12 +105,14 @@ class Execution:
         self.task = asyncio.current_task()
         process = os.getpid()
         try:
+            work: Coroutine[Any, Any, Outcome]
+            work = self._arun() if self.graph is None else self._arun_graph(self.graph)
             if self.environment.same_thread:
-                completed = await self._arun()
+                outcome: Outcome = await work
             else:
-                completed = await in_own_thread_context(self._arun())
+                outcome = await in_own_thread_context(work)
             leave_if_forked(process)
-            return self._ended(completed)
+            return self._ended(outcome)
         except BaseException as error:
             leave_if_forked(process, error)
             return self._after(error)
@@ -115,9 +127,9 @@ class Execution:
     def _run_to_end(self) -> Outcome:
         process = os.getpid()
         try:
-            completed = self._run()
+            outcome = self._run() if self.graph is None else self._run_graph(self.graph)
             leave_if_forked(process)
-            return self._ended(completed)
+            return self._ended(outcome)
         except BaseException as error:
             leave_if_forked(process, error)
             return self._after(error)
@@ -153,6 +165,14 @@ class Execution:
             while self.attempt is not None and self.attempt.under_way:
                 await asyncio.gather(*self.attempt.under_way, return_exceptions=True)
         return self._completed(value)
+
+    def _run_graph(self, plan: graphs.Plan) -> Outcome:
+        with tenant_context(self.claim):
+            return plan.run()
+
+    async def _arun_graph(self, plan: graphs.Plan) -> Outcome:
+        with tenant_context(self.claim):
+            return await plan.arun()
 
     def _arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         definition = self.definition
@@ -296,6 +316,11 @@ def prepare(claim: Claim, environment: Environment) -> Execution | Outcome:
         return corrupt(f"The stored input is no JSON: {error}")
     if not isinstance(stored, dict):
         return corrupt(f"The stored input is no JSON object but {type(stored).__name__}.")
+    if isinstance(definition, DAG):
+        plan = graphs.plan(claim, definition, environment)
+        if not isinstance(plan, graphs.Plan):
+            return plan
+        return _of_graph(claim, definition, stored, options, environment, plan)
     retry = definition.retries
     if "retries" in options:
         retry = Retry.from_dict(options["retries"]).over(definition.retries)
@@ -304,6 +329,26 @@ def prepare(claim: Claim, environment: Environment) -> Execution | Outcome:
     prepared = Execution(claim, definition, stored, retry, left, environment, limit)
     prepared.settled = _kept(claim)
     if prepared.settled is None and claim.is_run and left is not None and left <= 0:
+        prepared.settled = prepared.out_of_time()
+    return prepared
+
+
+def _of_graph(
+    claim: Claim,
+    dag: DAG,
+    stored: dict[str, Any],
+    options: dict[str, Any],
+    environment: Environment,
+    plan: graphs.Plan,
+) -> Execution:
+    """The execution of a claim of a graph: a limit is that of the whole run, and units have none."""
+    limit = options.get("timeout", dag.timeout) if claim.is_run else None
+    left = None if limit is None else claim.time_left(limit)
+    prepared = Execution(
+        claim, dag, stored, None, left, environment, limit, attempt=plan.driver, graph=plan
+    )
+    prepared.settled = _kept(claim)
+    if prepared.settled is None and left is not None and left <= 0:
         prepared.settled = prepared.out_of_time()
     return prepared
 

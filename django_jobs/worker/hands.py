@@ -68,6 +68,8 @@ class Hands:
         charges: Charges | None,
         concluded: Concluded,
         isolation: Isolation | None = None,
+        *,
+        spreads: bool = False,
     ) -> None:
         self.alias = alias
         self.threads = threads
@@ -92,7 +94,7 @@ class Hands:
         #: Moving average of a job's seconds.
         self.average = 0.01
         self.pool = ThreadPoolExecutor(max(threads * 2, 4), thread_name_prefix="jobs-step")
-        self._environment = Environment(recorder, self.loop, self.pool)
+        self._environment = Environment(recorder, self.loop, self.pool, spreads=spreads)
 
     def start(self) -> None:
         leftovers.watch_connections()

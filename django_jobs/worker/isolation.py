@@ -121,7 +121,7 @@ class Isolation:
 
     @staticmethod
     def is_wanted(claim: Claim, prepared: Execution) -> bool:
-        return prepared.definition.isolation == "process" or claim.crashes >= SUSPECT
+        return prepared.isolation == "process" or claim.crashes >= SUSPECT
 
     def run(self, claim: Claim, limit: float | None) -> Delegated:
         """Run ``claim`` in a process of its own, killed after ``limit`` seconds or when revoked."""

@@ -15,7 +15,7 @@ from django.db.models import Q
 
 from django_jobs import clock, conf, ids, jsonvalues
 from django_jobs.definitions import registry
-from django_jobs.lifecycle import Gate, Status
+from django_jobs.lifecycle import Gate, Kind, Status
 from django_jobs.outcomes import Lost, Outcome
 from django_jobs.store import claims as claiming
 from django_jobs.store import leftovers, overview
@@ -69,7 +69,12 @@ def run_job(job_id: UUID | str, *, database: str | None = None) -> RunReport:
 
 
 class Batch:
-    """One call's worth of jobs, under a worker identity of its own."""
+    """One call's worth of jobs, under a worker identity of its own.
+
+    ``spreads`` leaves steps of graphs to others, as workers do, so that each is a claim of its own.
+    """
+
+    spreads = False
 
     def __init__(self, alias: str, queues: list[str] | None, where: Q | None) -> None:
         self.alias = alias
@@ -153,7 +158,9 @@ class Batch:
     def _one_by_one(self, claims: list[Claim]) -> list[Outcome]:
         bound = self._one_thread_only()
         recorder = DirectRecorder(self.alias, self.settings.lease)
-        environment = Environment(recorder, CallingLoop(), None, same_thread=True)
+        environment = Environment(
+            recorder, CallingLoop(), None, same_thread=True, spreads=self.spreads
+        )
         outcomes = []
         running: dict[UUID, Execution] = {}
         with Heartbeats(self.alias, claims, running, off=bound):
@@ -173,7 +180,8 @@ class Batch:
                 if not bound:
                     leftovers.end_transactions()
                 answer = recorder.write(Finish(claim, outcome))
-                outcomes.append(outcome if answer == "written" else Lost())
+                if claim.kind != Kind.STEP:
+                    outcomes.append(outcome if answer == "written" else Lost())
                 if answer == "written":
                     after(self.alias, prepared, claim, outcome)
                 recorder.flush()
@@ -191,7 +199,8 @@ class Batch:
                 nonlocal left
                 left -= 1
                 hands.drop(claim)
-                outcomes.append(outcome if answer == "written" else Lost())
+                if claim.kind != Kind.STEP:
+                    outcomes.append(outcome if answer == "written" else Lost())
                 if answer == "written":
                     followers.append(hands.later(after, self.alias, prepared, claim, outcome))
 

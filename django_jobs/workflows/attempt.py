@@ -6,6 +6,7 @@ import logging
 import threading
 import traceback
 from typing import Any, Protocol
+from uuid import UUID
 
 from django_jobs import clock, jsonvalues
 from django_jobs.definitions.task import Definition
@@ -119,6 +120,11 @@ class Attempt:
         self._looked = 0.0
 
     @property
+    def run_id(self) -> UUID:
+        """The job whose steps these are: a unit does a step of its run."""
+        return self.claim.job_id
+
+    @property
     def step_in_hand(self) -> str | None:
         """Key of the step within which the calling code runs."""
         return None
@@ -133,7 +139,7 @@ class Attempt:
         """The row, read once when first asked for."""
         if self._job is None:
             rows = Job.units.using(self.recorder.alias)
-            self._job = blocking(lambda: rows.get(pk=self.claim.job_id))
+            self._job = blocking(lambda: rows.get(pk=self.run_id))
         return self._job
 
     @property

@@ -108,11 +108,11 @@ def plan(call: StepCall, run_retry: Retry | None) -> Planned:
         path=path,
         key=ids.digest(slug, path),
         scope=scope,
-        budget=retrying.Budget(_own_retry(call, definition), run_retry),
+        budget=retrying.Budget(own_retry(call, definition), run_retry),
         timeout=timeout or None,
         input=jsonvalues.loads(text),
         input_text=text,
-        transactional=_is_transactional(call, definition),
+        transactional=is_transactional(call, definition),
     )
 
 
@@ -150,7 +150,7 @@ def _target(call: StepCall) -> tuple[Definition | None, StepKind, str]:
     return call.target, StepKind.TASK, call.target.slug
 
 
-def _own_retry(call: StepCall, definition: Definition | None) -> Retry | None:
+def own_retry(call: StepCall, definition: Definition | None) -> Retry | None:
     """The call's settings over those of ``using()`` over the task's, key by key."""
     levels = [Retry.of(call.retries)]
     if definition is not None:
@@ -175,7 +175,7 @@ def _step_input(call: StepCall, definition: Definition | None) -> dict[str, Any]
     return definition.schema.dump_input(definition.schema.bind(call.args, kwargs))
 
 
-def _is_transactional(call: StepCall, definition: Definition | None) -> bool:
+def is_transactional(call: StepCall, definition: Definition | None) -> bool:
     chosen = call.transactional
     if chosen is None:
         chosen = definition is not None and definition.transactional

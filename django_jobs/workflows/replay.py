@@ -41,7 +41,7 @@ from django_jobs.outcomes import (
     TryAgain,
 )
 from django_jobs.store.claims import Claim, StepRecord
-from django_jobs.store.record import NoteWrite
+from django_jobs.store.record import Item, NoteWrite
 from django_jobs.store.record import record as write_all
 from django_jobs.store.session import Session
 from django_jobs.store.steps import StepWrite
@@ -255,11 +255,11 @@ class Replay(Attempt):
                 raise _failure(step, jsonvalues.loads(record.error))
         self._check_alive()
         if step.kind in WAITS:
-            return await self._wait(step)
+            return await self._wait_for(step)
         await self._mark_start(step, record)
         return await self._execute(step, record)
 
-    async def _wait(self, step: Planned) -> Any:
+    async def _wait_for(self, step: Planned) -> Any:
         """Begin a wait, or look at it again; the pass ends where it is not over."""
         with self._lock:
             self._done_no += 1
@@ -363,7 +363,7 @@ class Replay(Attempt):
         return functools.partial(definition.func, *args, **kwargs)
 
     def _context_of(self, step: Planned, number: int) -> TaskContext:
-        key = f"{self.claim.job_id}:{step.name}"
+        key = f"{self.run_id}:{step.name}"
         return TaskContext(self, attempt=number, idempotency_key=key)
 
     def _in_transaction(self, step: Planned, number: int, failures: int) -> StepWrite:
@@ -390,7 +390,7 @@ class Replay(Attempt):
                 record = self._done(step, number, failures, output)
                 failpoints.reach("transactional.before_record")
                 # The fence is checked last, right before the commit, under the lock of the job's row.
-                if write_all(session, [record]) != ["written"]:
+                if write_all(session, [self._item_of(record)]) != ["written"]:
                     raise PassEnds(Lost({"step": step.name}))
                 done = record
             failpoints.reach("transactional.after_commit")
@@ -406,7 +406,7 @@ class Replay(Attempt):
         row = Session(self.recorder.alias).one(
             "SELECT {text(output)}, total_tried, failures, done_no FROM {taskstatus} WHERE job_id = %(job)s "
             "AND step_key = %(key)s AND status = 'completed' AND fence = %(fence)s",
-            job=self.claim.job_id, key=step.key, fence=self.claim.fence,
+            job=self.run_id, key=step.key, fence=self.claim.fence,
         )  # fmt: skip
         if row is None:
             return None
@@ -437,7 +437,9 @@ class Replay(Attempt):
         callback = step.definition.on_success if step.definition else None
         if step.transactional:
             pass  # recorded already
-        elif callback is None and not signals.step_completed.receivers:
+        elif (
+            callback is None and not signals.step_completed.receivers and not self._must_know(step)
+        ):
             # Committed with the next step's start, the outcome, or after a moment: one commit a step.
             self.recorder.post(done)
         elif await self._io.write(done) == "lost":
@@ -449,6 +451,10 @@ class Replay(Attempt):
         await self._announce(signals.step_completed, step)
         return result
 
+    def _must_know(self, step: Planned) -> bool:
+        """Whether the answer to the record of a completed step decides what comes next."""
+        return False
+
     async def _announce(self, signal: Signal, step: Planned, **details: Any) -> None:
         """Send a signal of a step whose record is committed, if anybody listens."""
         if not signal.receivers:
@@ -456,7 +462,7 @@ class Replay(Attempt):
 
         def send() -> None:
             row = TaskStatus.objects.using(self.recorder.alias).filter(
-                job_id=self.claim.job_id, step_key=step.key
+                job_id=self.run_id, step_key=step.key
             )
             signals.announce(signal, Job, job=self.job, step=row.first(), **details)
 
@@ -466,12 +472,11 @@ class Replay(Attempt):
 
     async def _fail(self, step: Planned, tried: int, failures: int, error: BaseException) -> Any:
         """Record a failed try; raise what the caller of the step gets, or the end of the pass."""
-        code = "timeout" if retrying.is_timed_out(error) else None
         secrets = self._secrets(step)
-        described = secrets.describe(error, code=code)
+        described = secrets.describe(error, code=self._code_of(error))
         self.secrets.learn(secrets)
         delay = self._next_try(step, failures, error)
-        await self._note_failure(step, tried, failures, described, error, final=delay is None)
+        await self._note_failure(step, tried, failures, described, error, delay)
         if delay is None:
             raise _failure(step, described) from error
         raise PassEnds(TryAgain({**described, "step_id": step.path}, delay, error)) from error
@@ -479,10 +484,14 @@ class Replay(Attempt):
     async def _end_early(self, step: Planned, tried: int, failures: int, end: PassEnds) -> Any:
         """The pass ends within this step: a failed try of a step in it is one of this step too."""
         match end.outcome:
-            case TryAgain(error=error, cause=cause):
+            case TryAgain(error=error, delay=delay, cause=cause):
                 described = {key: value for key, value in error.items() if key != "step_id"}
                 await self._note_failure(
-                    step, tried + 1, failures + 1, described, cause or end, final=False
+                    step, tried + 1, failures + 1, described, cause or end, delay
+                )
+            case Later(delay=delay):
+                await self._write(
+                    self._noted_wait(step, StepStatus.PENDING, tried, failures, delay)
                 )
             case Canceled():
                 await self._write(self._noted(step, StepStatus.CANCELED, tried, failures))
@@ -499,16 +508,19 @@ class Replay(Attempt):
         failures: int,
         described: ErrorDict,
         error: BaseException,
-        *,
-        final: bool,
+        delay: float | None,
     ) -> None:
+        final = delay is None
         status = StepStatus.FAILED if final else StepStatus.PENDING
-        failed = self._noted(step, status, tried, failures)
+        failed = self._noted_wait(step, status, tried, failures, delay)
         failed.error = described
         await self._write(failed)
         if step.definition is not None and step.definition.on_failure is not None:
             await self._call_back(step, step.definition.on_failure, tried, error, final)
         await self._announce(signals.step_failed, step, error=described)
+
+    def _code_of(self, error: BaseException) -> str | None:
+        return "timeout" if retrying.is_timed_out(error) else None
 
     def _next_try(self, step: Planned, failures: int, error: BaseException) -> float | None:
         """Seconds until the next try of a failed step; None when this failure is final."""
@@ -575,6 +587,16 @@ class Replay(Attempt):
         mark = self._write_of(step, None, status)
         mark.total_tried, mark.failures = tried, failures
         return mark
+
+    def _noted_wait(
+        self, step: Planned, status: StepStatus, tried: int, failures: int, delay: float | None
+    ) -> StepWrite:
+        """The record of a step that is tried again after ``delay`` seconds; here its run waits for that."""
+        return self._noted(step, status, tried, failures)
+
+    def _item_of(self, write: StepWrite) -> Item:
+        """How a record goes to the database."""
+        return write
 
     def _remember(self, write: StepWrite) -> None:
         with self._lock:

@@ -94,3 +94,12 @@ def timed_out(what: str, limit: float) -> TimeoutError:
 
 def is_timed_out(error: BaseException) -> bool:
     return isinstance(error, TimeoutError) and getattr(error, "is_limit", False)
+
+
+def mark_condition(error: BaseException) -> None:
+    """Note that a step's condition or input raised it, before the step's own function was called."""
+    error.is_condition = True  # type: ignore[attr-defined]
+
+
+def is_condition(error: BaseException) -> bool:
+    return getattr(error, "is_condition", False)

@@ -8,7 +8,10 @@ from decimal import Decimal
 from typing import Any
 
 from django_jobs import JobFailed, WorkflowContext, task, workflow
+from tests.app import graphs
 from tests.app.jobs import note
+
+__all__ = ["graphs"]  # found by their import
 
 
 @task
