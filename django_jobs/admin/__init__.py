@@ -4,12 +4,8 @@ from django_jobs.admin.catalogue import QueueAdmin, TaskAdmin, WorkerAdmin
 from django_jobs.admin.dashboard import OverviewAdmin
 from django_jobs.admin.jobs import JobAdmin
 from django_jobs.admin.runs import WorkflowRunAdmin
+from django_jobs.admin.schedules import ScheduleAdmin
 
 __all__ = [
-    "JobAdmin",
-    "OverviewAdmin",
-    "QueueAdmin",
-    "TaskAdmin",
-    "WorkerAdmin",
-    "WorkflowRunAdmin",
-]
+    "JobAdmin", "OverviewAdmin", "QueueAdmin", "ScheduleAdmin", "TaskAdmin", "WorkerAdmin", "WorkflowRunAdmin",
+]  # fmt: skip

@@ -7,6 +7,10 @@ from typing import Any
 from urllib.parse import urlencode
 
 from django.contrib import admin
+from django.contrib.admin.views.main import ChangeList
+from django.db.models import Model
+from django.forms import ModelForm
+from django.http import HttpRequest
 from django.utils import timezone
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
@@ -16,9 +20,14 @@ from django.utils.translation import gettext_lazy
 
 from django_jobs import clock, conf
 from django_jobs.admin import detail, formatting
-from django_jobs.admin.base import ReadOnlyAdmin
+from django_jobs.admin.acting import Act, ActingAdmin
+from django_jobs.admin.dashboard import more_than
 from django_jobs.admin.filters import KindFilter, PausedFilter
+from django_jobs.admin.paging import TitledChangeList
 from django_jobs.models import Job, Queue, Task, Worker
+from django_jobs.observe import stats
+from django_jobs.store import catalogue, notify_all, workers
+from django_jobs.store.session import Session, engine_alias
 
 
 def _block(value: Any) -> SafeString | str:
@@ -35,8 +44,26 @@ def _jobs_link(model_admin: admin.ModelAdmin[Any], **query: str) -> SafeString |
     return format_html('<a href="{}?{}">{}</a>', listed, urlencode(query), _("show"))
 
 
+def _switches(kind: str) -> tuple[Act, Act]:
+    """Pause and resume, fleet-wide and at once."""
+    words = {
+        "tasks": (gettext_lazy("Pause selected tasks"), gettext_lazy("Resume selected tasks")),
+        "queues": (gettext_lazy("Pause selected queues"), gettext_lazy("Resume selected queues")),
+    }[kind]
+    return (
+        Act(
+            "pause", gettext_lazy("Pause"), words[0], "pause",
+            lambda row: not row.paused, lambda row: row.pause(), gettext_lazy("Paused"),
+        ),
+        Act(
+            "resume", gettext_lazy("Resume"), words[1], "pause",
+            lambda row: row.paused, lambda row: row.resume(), gettext_lazy("Resumed"),
+        ),
+    )  # fmt: skip
+
+
 @admin.register(Task)
-class TaskAdmin(ReadOnlyAdmin):
+class TaskAdmin(ActingAdmin):
     """The catalogue of registered tasks and workflows."""
 
     list_display = [
@@ -46,9 +73,10 @@ class TaskAdmin(ReadOnlyAdmin):
     search_fields = ["slug__startswith", "label__icontains"]
     search_placeholder = gettext_lazy("slug or label")
     ordering = ["slug"]
+    acts = _switches("tasks")
     readonly_fields = [
-        "slug", "label", "kind", "shown_description", "queue", "shown_versions", "state", "first_seen",
-        "last_seen", "jobs", "shown_input", "shown_output",
+        "slug", "label", "kind", "shown_description", "queue", "shown_versions", "shown_workers", "state",
+        "first_seen", "last_seen", "jobs", "ended", "ran", "waited", "shown_input", "shown_output",
     ]  # fmt: skip
     fields = tuple(readonly_fields)
 
@@ -73,6 +101,38 @@ class TaskAdmin(ReadOnlyAdmin):
     def jobs(self, task: Task) -> SafeString | str:
         return _jobs_link(self, slug=task.slug)
 
+    @admin.display(description=gettext_lazy("workers that can run it"))
+    def shown_workers(self, task: Task) -> str:
+        codes = stats.live_codes(str(task._state.db))
+        counted = {version: n for (slug, version), n in codes.items() if slug == task.slug}
+        if set(counted) <= {None}:
+            return f"{counted.get(None, 0):,}"
+        return ", ".join(f"{version or formatting.EMPTY}: {n:,}" for version, n in counted.items())
+
+    @admin.display(description=gettext_lazy("ended last"))
+    def ended(self, task: Task) -> str:
+        part = self._times(task)
+        if not part.finished:
+            return formatting.EMPTY
+        return _("%(failed)s of %(finished)s failed") % {
+            "failed": f"{part.failed:,}",
+            "finished": f"{part.finished:,}",
+        }
+
+    @admin.display(description=gettext_lazy("from start to end"))
+    def ran(self, task: Task) -> str:
+        return _percents(self._times(task).ran)
+
+    @admin.display(description=gettext_lazy("waited for a worker"))
+    def waited(self, task: Task) -> str:
+        return _percents(self._times(task).waited)
+
+    def _times(self, task: Any) -> stats.Part:
+        if not hasattr(task, "times_of_late"):
+            task.times_of_late = stats.task_times(str(task._state.db), task.slug)
+        part: stats.Part = task.times_of_late
+        return part
+
     @admin.display(description=gettext_lazy("description"))
     def shown_description(self, task: Task) -> SafeString | str:
         if not task.description:
@@ -88,28 +148,82 @@ class TaskAdmin(ReadOnlyAdmin):
         return _block(task.output_schema)
 
 
-@admin.register(Queue)
-class QueueAdmin(ReadOnlyAdmin):
-    """The queues, with their limits."""
+def _percents(value: Any) -> str:
+    found = {percent: value(percent) for percent in (50, 95, 99)}
+    if found[50] is None:
+        return formatting.EMPTY
+    return ", ".join(f"p{percent} {formatting.duration(one)}" for percent, one in found.items())
 
-    list_display = ["name", "state", "shown_limit", "priority", "shown_fair_by", "owner", "jobs"]
+
+class QueueChangeList(TitledChangeList):
+    """The queues, each with what it holds."""
+
+    def get_results(self, request: HttpRequest) -> None:
+        super().get_results(request)
+        rows = list(self.result_list)
+        depths = stats.depths(engine_alias()) if rows else {}
+        for row in rows:
+            row.depth = depths.get(row.name) or stats.Depth(row.name)
+        self.result_list = rows
+
+
+@admin.register(Queue)
+class QueueAdmin(ActingAdmin):
+    """The queues: what they hold, and their limits. Once edited here the row is the operator's."""
+
+    list_display = [
+        "name", "state", "ready", "running", "later", "longest", "workers", "shown_limit", "owner", "jobs",
+    ]  # fmt: skip
     list_filter = [PausedFilter]
     search_fields = ["name__startswith"]
     ordering = ["name"]
-    readonly_fields = ["name", "state", "shown_limit", "priority", "shown_fair_by", "owner", "jobs"]
-    fields = tuple(readonly_fields)
+    acts = _switches("queues")
+    readonly_fields = ["name", "state", "owner", "jobs"]
+    fields = ("name", "state", "owner", "jobs", "limit", "priority", "fair_by")
+
+    def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return request.user.has_perm("django_jobs.change_queue")
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        return QueueChangeList
+
+    def save_model(
+        self, request: HttpRequest, obj: Any, form: ModelForm[Any], change: bool
+    ) -> None:
+        session = Session(obj._state.db, through_django=True)
+        catalogue.edit_queue(
+            session, obj.name, limit=obj.limit, priority=obj.priority, fair_by=obj.fair_by or None
+        )
+        # A greater limit may let in jobs that wait.
+        notify_all(session.alias)
 
     @admin.display(description=gettext_lazy("state"))
     def state(self, queue: Queue) -> SafeString | str:
         return formatting.badge("paused") if queue.paused else _("open")
 
+    @admin.display(description=gettext_lazy("ready"))
+    def ready(self, queue: Any) -> str:
+        return more_than(queue.depth.ready, queue.depth.more)
+
+    @admin.display(description=gettext_lazy("in hand"))
+    def running(self, queue: Any) -> str:
+        return f"{queue.depth.running:,}"
+
+    @admin.display(description=gettext_lazy("later"))
+    def later(self, queue: Any) -> str:
+        return f"{queue.depth.later:,}"
+
+    @admin.display(description=gettext_lazy("longest wait"))
+    def longest(self, queue: Any) -> str:
+        return formatting.duration(queue.depth.waited)
+
+    @admin.display(description=gettext_lazy("workers"))
+    def workers(self, queue: Any) -> str:
+        return f"{queue.depth.workers:,}"
+
     @admin.display(description=gettext_lazy("limit"))
     def shown_limit(self, queue: Queue) -> str:
         return formatting.EMPTY if queue.limit is None else str(queue.limit)
-
-    @admin.display(description=gettext_lazy("fair by"))
-    def shown_fair_by(self, queue: Queue) -> str:
-        return queue.fair_by or formatting.EMPTY
 
     @admin.display(description=gettext_lazy("set by"))
     def owner(self, queue: Queue) -> str:
@@ -120,8 +234,16 @@ class QueueAdmin(ReadOnlyAdmin):
         return _jobs_link(self, queue=queue.name)
 
 
+def _drain(wanted: bool) -> Any:
+    def ask(worker: Worker) -> None:
+        session = Session(worker._state.db, through_django=True)
+        workers.drain(session, worker.pk, wanted)
+
+    return ask
+
+
 @admin.register(Worker)
-class WorkerAdmin(ReadOnlyAdmin):
+class WorkerAdmin(ActingAdmin):
     """The processes that run jobs, those of the past included until they are pruned."""
 
     list_display = [
@@ -129,6 +251,17 @@ class WorkerAdmin(ReadOnlyAdmin):
         "shown_beat",
     ]  # fmt: skip
     search_fields = ["hostname__startswith"]
+    acts = (
+        Act(
+            "drain", gettext_lazy("Drain"), gettext_lazy("Drain selected workers"), "drain",
+            lambda row: row.stopped_at is None and not row.drain, _drain(True), gettext_lazy("Drained"),
+        ),
+        Act(
+            "undrain", gettext_lazy("Take jobs again"), gettext_lazy("Let selected workers take jobs again"),
+            "drain", lambda row: row.stopped_at is None and row.drain, _drain(False),
+            gettext_lazy("Taking jobs again"),
+        ),
+    )  # fmt: skip
     search_placeholder = gettext_lazy("host")
     ordering = ["-heartbeat_at"]
     readonly_fields = [
@@ -136,6 +269,12 @@ class WorkerAdmin(ReadOnlyAdmin):
         "shown_memory", "started_at", "heartbeat_at", "stopped_at", "in_hand", "shown_codes",
     ]  # fmt: skip
     fields = tuple(readonly_fields)
+
+    def has_drain_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return request.user.has_perm("django_jobs.change_worker")
+
+    def has_view_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return request.user.has_perm("django_jobs.view_worker")
 
     @admin.display(description=gettext_lazy("worker"))
     def shown_name(self, worker: Worker) -> str:
@@ -148,6 +287,8 @@ class WorkerAdmin(ReadOnlyAdmin):
             return formatting.badge("stopped")
         if worker.heartbeat_at < _now() - timedelta(seconds=conf.get().lease):
             return formatting.badge("silent")
+        if worker.drain:
+            return formatting.badge("draining")
         return formatting.badge(worker.status)
 
     @admin.display(description=gettext_lazy("queues"))

@@ -36,6 +36,7 @@ STATUS_LABELS: dict[str, Any] = {
     "lost": gettext_lazy("lost"),
     "stopped": gettext_lazy("stopped"),
     "silent": gettext_lazy("silent"),
+    "draining": gettext_lazy("draining"),
 }
 
 
@@ -75,6 +76,12 @@ def full_moment(value: datetime | None) -> str:
     return (
         f"{local:%Y-%m-%d %H:%M:%S}.{local.microsecond // 1000:03d} {local.tzname() or ''}".strip()
     )
+
+
+def in_zone(value: datetime) -> str:
+    """A moment in the zone that it is given in, to the minute, or to the second where it has some."""
+    form = "%a %Y-%m-%d %H:%M:%S" if value.second else "%a %Y-%m-%d %H:%M"
+    return f"{value.strftime(form)} {value.tzname() or ''}".strip()
 
 
 def duration(seconds: float | timedelta | None) -> str:

@@ -122,5 +122,17 @@ def _sync_queues(session: Session) -> None:
     )
 
 
+def edit_queue(
+    session: Session, name: str, *, limit: int | None, priority: int, fair_by: str | None
+) -> bool:
+    """Make a queue's row the operator's; whether there is such a row."""
+    found = session.run(
+        "UPDATE {queue} SET job_limit = %(limit)s, priority = %(priority)s, fair_by = %(fair_by)s, "
+        "edited = %(edited)s WHERE name = %(name)s",
+        name=name, limit=limit, priority=priority, fair_by=fair_by, edited=True,
+    )  # fmt: skip
+    return bool(found)
+
+
 def _queue_row(name: str, values: tuple[Any, ...]) -> dict[str, Any]:
     return {"name": name, **dict(zip(QUEUE_COLUMNS, values, strict=True))}

@@ -45,6 +45,8 @@ class Pulse:
     #: The earliest slot of all schedules, and in how many seconds it is.
     slot: datetime | None
     slot_in: float | None
+    #: An operator wants it to claim nothing more.
+    drain: bool = False
 
 
 _BEAT = "UPDATE {worker} SET heartbeat_at = {now}, jobs_in_hand = %(jobs)s, memory = %(memory)s WHERE id = %(id)s"
@@ -60,6 +62,7 @@ _LOOK = """
            EXISTS (SELECT 1 FROM {job} WHERE status = 'pending' AND gate = 'open'),
            (SELECT MIN(moment) FROM ($MOMENTS) AS moments),
            (SELECT MIN(next_slot) FROM {schedule} WHERE enabled),
+           (SELECT drain FROM {worker} WHERE id = %(id)s),
            {now}
 """.replace("$MOMENTS", MOMENTS)
 
@@ -71,14 +74,24 @@ def pulse(session: Session, worker: UUID, *, jobs_in_hand: int, memory: int | No
         row = session.one(f"WITH beat AS ({_BEAT}) {_LOOK}", **bound)
     else:
         session.run(_BEAT, **bound)
-        row = session.one(_LOOK)
+        row = session.one(_LOOK, id=worker)
     assert row is not None
-    due, slot, present = (session.dialect.time(value) for value in row[3:])
+    due, slot, present = (session.dialect.time(row[place]) for place in (3, 4, -1))
     assert present is not None
     due_in, slot_in = (
         None if one is None else (one - present).total_seconds() for one in (due, slot)
     )
-    return Pulse(bool(row[0]), bool(row[1]), bool(row[2]), due_in, slot, slot_in)
+    return Pulse(bool(row[0]), bool(row[1]), bool(row[2]), due_in, slot, slot_in, bool(row[-2]))
+
+
+def drain(session: Session, worker: UUID, wanted: bool) -> bool:
+    """Ask a worker to claim nothing more, or to claim again; whether that changed anything."""
+    changed = session.run(
+        "UPDATE {worker} SET drain = %(wanted)s WHERE id = %(id)s AND drain <> %(wanted)s "
+        "AND stopped_at IS NULL",
+        id=worker, wanted=wanted,
+    )  # fmt: skip
+    return bool(changed)
 
 
 def sign_off(session: Session, worker: UUID, status: str = "stopped") -> None:

@@ -83,6 +83,8 @@ class Child:
         #: Whether another process is to take the place of this one when it ends.
         self.is_replaced = False
         self._is_registered = False
+        #: An operator wants this process to finish what it has and to claim nothing more.
+        self._draining = False
         self._over = threading.Event()
         self._listening = lambda: False
         self._relay: relay.Relay | None = None
@@ -240,6 +242,7 @@ class Child:
             self._renew(session)
         memory = resident_bytes()
         seen = workers.pulse(session, self.id, jobs_in_hand=len(self.hands.in_hand), memory=memory)
+        self._draining = seen.drain
         if self._charges is not None:
             self._charges.pulse()
         has_duty = seen.expired or seen.gated or self.settings.ageing is not None
@@ -319,7 +322,7 @@ class Child:
             self._replace()
 
     def _room(self, leaving: int = 0) -> int:
-        if self._stopping.is_set():
+        if self._stopping.is_set() or self._draining:
             return 0
         room = self.hands.room(leaving)
         for most in (self.plan.limit, self.plan.max_jobs):
@@ -345,7 +348,7 @@ class Child:
             self.is_replaced = True
             return True
         if self.plan.once:
-            return self._dry
+            return self._dry or self._draining
         limit = self.plan.idle_timeout
         return limit is not None and self.intake.idle > limit
 

@@ -15,6 +15,7 @@ from django_jobs.models import (
     Job,
     LogLine,
     Queue,
+    Schedule,
     Task,
     TaskStatus,
     Worker,
@@ -60,6 +61,15 @@ def make_worker(**values: Any) -> Worker:
             "started_at": now - timedelta(hours=3), "heartbeat_at": now, **values,
         }
     )  # fmt: skip
+
+
+def make_schedule(name: str = "hourly", **values: Any) -> Schedule:
+    """A schedule of the operator's for a task of the tests' app."""
+    given: dict[str, Any] = {
+        "name": name, "slug": "add", "expression": "0 * * * *", "input": {"a": 1, "b": 2},
+        "timezone": "Europe/Zurich",
+    }  # fmt: skip
+    return Schedule.objects.create(**{**given, **values})
 
 
 @dataclass

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from django.urls import reverse
 
-from django_jobs.models import Job, Queue, Task
+from django_jobs.models import Job, Queue, Schedule, Task
 from tests.admin import shop
 from tests.admin.browsing import look_at
 
@@ -20,6 +20,7 @@ def addresses(run: shop.Run) -> dict[str, str]:
 
     task, queue = Task.objects.first(), Queue.objects.first()
     assert task is not None and queue is not None
+    schedule = Schedule.objects.first() or shop.make_schedule()
     return {
         "dashboard": to("overview"),
         "jobs": to("job"),
@@ -33,6 +34,8 @@ def addresses(run: shop.Run) -> dict[str, str]:
         "queue": to("queue", "change", queue.pk),
         "workers": to("worker"),
         "worker": to("worker", "change", run.worker.pk),
+        "schedules": to("schedule"),
+        "schedule": to("schedule", "change", schedule.pk),
     }
 
 

@@ -13,6 +13,8 @@ import pytest
 from django_jobs import Retry, task
 from django_jobs.lifecycle import Status
 from django_jobs.models import HistoryEntry, Job, Worker
+from django_jobs.store import workers
+from django_jobs.store.session import Session
 from tests.app import jobs
 from tests.engine.processes import RunJobs, business, eventually, lines
 
@@ -261,3 +263,34 @@ def test_i8_a_worker_without_the_code_leaves_the_job_pending_and_says_so(
     assert (alone.error, alone.fence, alone.started_at) == (None, 0, None)
     assert state(other) == (Status.COMPLETED, 1, 0)
     assert "only-registered-here" in worker.output()
+
+
+def test_a_drained_worker_finishes_what_it_has_and_takes_nothing_until_it_may_again(
+    runjobs: Callable[..., RunJobs], marks: Path, release: Path
+) -> None:
+    held = jobs.hold.enqueue(marks=str(marks), release=str(release))
+    worker = runjobs("--threads", 4, HEARTBEAT=0.2, LEASE=5)
+    eventually(lambda: lines(marks), "the job runs")
+    row = Worker.objects.get(status="running")
+
+    def has_heard() -> None:
+        """The second heartbeat from now has certainly seen what was committed before."""
+        for _ in range(2):
+            before = Worker.objects.get(pk=row.pk).heartbeat_at
+            eventually(
+                lambda: Worker.objects.get(pk=row.pk).heartbeat_at > before,  # noqa: B023
+                "the worker lives",
+            )
+
+    assert workers.drain(Session("default"), row.pk, True)
+    has_heard()
+    ahead = jobs.echo.enqueue()
+    has_heard()
+    assert state(ahead) == (Status.PENDING, 0, 0)
+    release.touch()
+    eventually(lambda: state(held)[0] == Status.COMPLETED, "the job in hand is finished")
+    assert state(ahead) == (Status.PENDING, 0, 0)
+    assert workers.drain(Session("default"), row.pk, False)
+    eventually(lambda: state(ahead)[0] == Status.COMPLETED, "it takes jobs again")
+    worker.terminate()
+    assert worker.wait() == 0, worker.output()

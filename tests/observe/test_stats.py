@@ -102,10 +102,10 @@ def test_failures_are_grouped_by_task_and_error() -> None:
 def test_late_schedules_are_those_whose_slot_has_passed() -> None:
     now = clock.now()
     for name, ago, enabled in (("late", 120, True), ("soon", 5, True), ("off", 120, False)):
-        Schedule.objects.create(
-            name=name, slug="charge_card", expression="* * * * *", anchor=now, enabled=enabled,
-            next_slot=now - timedelta(seconds=ago),
-        )  # fmt: skip
+        row = Schedule.objects.create(
+            name=name, slug="add", input={"a": 1, "b": 2}, expression="* * * * *", enabled=enabled
+        )
+        Schedule.objects.filter(pk=row.pk).update(next_slot=now - timedelta(seconds=ago))
     assert [one.name for one in stats.late_schedules("default")] == ["late"]
 
 
