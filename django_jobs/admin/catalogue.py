@@ -24,6 +24,7 @@ from django_jobs.admin.acting import Act, ActingAdmin
 from django_jobs.admin.dashboard import more_than
 from django_jobs.admin.filters import KindFilter, PausedFilter
 from django_jobs.admin.paging import TitledChangeList
+from django_jobs.admin.running import RunningAdmin
 from django_jobs.models import Job, Queue, Task, Worker
 from django_jobs.observe import stats
 from django_jobs.store import catalogue, notify_all, workers
@@ -63,7 +64,7 @@ def _switches(kind: str) -> tuple[Act, Act]:
 
 
 @admin.register(Task)
-class TaskAdmin(ActingAdmin):
+class TaskAdmin(RunningAdmin, ActingAdmin):
     """The catalogue of registered tasks and workflows."""
 
     list_display = [
@@ -100,6 +101,11 @@ class TaskAdmin(ActingAdmin):
     @admin.display(description=gettext_lazy("jobs"))
     def jobs(self, task: Task) -> SafeString | str:
         return _jobs_link(self, slug=task.slug)
+
+    def page_extras(self, request: HttpRequest, row: Any) -> dict[str, Any]:
+        if not self.has_enqueue_permission(request, row):
+            return {}
+        return {"links": [{"url": detail.url(self, "run", row.pk), "label": _("Run…")}]}
 
     @admin.display(description=gettext_lazy("workers that can run it"))
     def shown_workers(self, task: Task) -> str:

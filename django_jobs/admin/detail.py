@@ -14,7 +14,7 @@ from django.urls import NoReverseMatch, reverse
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 
-from django_jobs.admin import formatting, timeline
+from django_jobs.admin import formatting, pictures, timeline
 from django_jobs.explain import explain
 from django_jobs.lifecycle import DRIVEN, Kind, StepStatus
 from django_jobs.models import Attempt, Event, Job, LogLine, TaskStatus, Worker
@@ -179,6 +179,8 @@ def job_context(
         ),
         "entries": entries,
         "payloads": _job_payloads(job, names, shown=payload),
+        "waterfall": pictures.waterfall(job, steps.rows),
+        "graph": pictures.graph(job, alias),
         "steps": Section(
             _steps(model_admin, job, alias, steps.rows, workers, payload=payload),
             steps.more, steps.first,

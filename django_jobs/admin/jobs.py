@@ -22,6 +22,7 @@ from django.utils.translation import gettext_lazy
 from django_jobs.admin import detail, filters, formatting
 from django_jobs.admin.base import ReadOnlyAdmin
 from django_jobs.admin.paging import KeysetChangeList
+from django_jobs.admin.running import SendingAdmin
 from django_jobs.admin.steering import SteeringAdmin
 from django_jobs.lifecycle import DRIVEN, Status
 from django_jobs.models import Job
@@ -36,7 +37,7 @@ PAYLOAD_PERMISSION = "django_jobs.view_payload_job"
 
 
 @admin.register(Job)
-class JobAdmin(SteeringAdmin, ReadOnlyAdmin):
+class JobAdmin(SteeringAdmin, SendingAdmin, ReadOnlyAdmin):
     """Whatever was enqueued, tasks and workflow runs alike."""
 
     detail_template = "admin/django_jobs/job.html"
@@ -188,9 +189,12 @@ class JobAdmin(SteeringAdmin, ReadOnlyAdmin):
     ) -> HttpResponse:
         """The page of one job. It only shows, so only GET is served."""
         job = self._found(request, object_id)
+        shown = detail.job_context(self, request, job, payload=self.may_see_payload(request, job))
+        awaited = next((row.row.event_name or "" for row in shown["steps"].rows if row.waits), "")
         context = {
             **self._page(request, job),
-            **detail.job_context(self, request, job, payload=self.may_see_payload(request, job)),
+            **shown,
+            "event_form": self.event_form(request, job, awaited),
             "buttons": self.buttons(request, job),
             **(extra_context or {}),
         }

@@ -18,7 +18,9 @@ def login() -> Callable[..., Client]:
 
     def use(*codenames: str, superuser: bool = False, staff: bool = True) -> Client:
         name = "-".join(("user", *codenames, str(superuser), str(staff)))[:150]
-        user = User.objects.create_user(name, password="x", is_staff=staff, is_superuser=superuser)
+        user = User.objects.filter(username=name).first() or User.objects.create_user(
+            name, password="x", is_staff=staff, is_superuser=superuser
+        )
         for codename in codenames:
             user.user_permissions.add(
                 Permission.objects.get(content_type__app_label="django_jobs", codename=codename)
