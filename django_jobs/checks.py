@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
-from django.apps import AppConfig
+from django.apps import AppConfig, apps
 from django.conf import settings as django_settings
 from django.core.checks import CheckMessage, Error, Warning, register
-from django.db import connections
+from django.db import connections, router
 
 from django_jobs import conf
 from django_jobs.definitions import registry
@@ -73,6 +73,30 @@ def check_time_zones(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> 
             "django_jobs needs USE_TZ = True: leases and due times are moments, not wall times.",
             hint="Set USE_TZ = True.",
             id="django_jobs.E003",
+        )
+    ]
+
+
+@register("django_jobs")
+def check_transactional(
+    app_configs: Sequence[AppConfig] | None, **kwargs: Any
+) -> list[CheckMessage]:
+    """django_jobs.E008: transactional steps, and no table of the project beside their records."""
+    from django_jobs.store.session import engine_alias
+
+    slugs = [one.slug for one in registry.every() if getattr(one, "transactional", False)]
+    if conf.problems() or not slugs or len(connections.settings) < 2:
+        return []
+    alias = engine_alias()
+    models = [model for model in apps.get_models() if model._meta.app_label != "django_jobs"]
+    if any(router.db_for_write(model) == alias for model in models):
+        return []
+    return [
+        Error(
+            f"Tasks are transactional ({', '.join(sorted(slugs))}), but no model of the project is kept in the database "
+            f"{alias!r}, where their records are written: the two could not commit together.",
+            hint='Name the database of those models in DJANGO_JOBS["DATABASE"], or take transactional=True away.',
+            id="django_jobs.E008",
         )
     ]
 

@@ -87,4 +87,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_terminal_summary(terminalreporter: Any) -> Generator[None]:
     yield
+    _print_promised_times(terminalreporter)
     fan_out.write_counts(terminalreporter.stats)
+
+
+def _print_promised_times(terminalreporter: Any) -> None:
+    """The recovery times of RELIABILITY P8 as this run has measured them."""
+    reports = terminalreporter.stats.get("passed", []) + terminalreporter.stats.get("failed", [])
+    seen = [text for one in reports for name, text in one.user_properties if name == "promised"]
+    if seen:
+        terminalreporter.section("promised times")
+        for text in sorted(set(seen)):
+            terminalreporter.write_line(text)

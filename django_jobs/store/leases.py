@@ -13,36 +13,65 @@ from django_jobs.store.claims import Claim
 from django_jobs.store.session import Session
 from django_jobs.store.steps import dump_error
 
+HELD = "lease_expires_at IS NOT NULL AND finished_at IS NULL"
 
-def renew(session: Session, claims: Sequence[Claim], lease: float) -> dict[UUID, str]:
+
+def renew(
+    session: Session, claims: Sequence[Claim], lease: float, *, patient: bool = True
+) -> dict[UUID, str]:
     """Renew the leases of ``claims``; the status of each job still ours by id. The others are lost.
 
-    A lease that expired without a taker is renewed as well.
+    A lease that expired without a taker is renewed as well. Where the caller is not ``patient``, a
+    row that another transaction has locked is left alone: it must not keep the others from being
+    renewed in time.
     """
+    lock = "{lock_rows}" if patient else "{skip_locked}"
+    fences = {claim.job_id: claim.fence for claim in claims}
+    rows = session.rows(
+        f"SELECT id, fence, status FROM {{job}} {{index(primary)}} WHERE id {{among(ids)}} AND {HELD} ORDER BY id {lock}",
+        ids=sorted(fences),
+    )
+    uuid = session.dialect.uuid
+    held = {uuid(row[0]): row[2] for row in rows if fences[uuid(row[0])] == row[1]}  # type: ignore[index]
     ours: dict[UUID, str] = {}
-    for claim in sorted(claims, key=lambda held: held.job_id):
-        row = session.one(
-            "UPDATE {job} SET lease_expires_at = {after(lease)} WHERE id = %(id)s AND fence = %(fence)s "
-            "AND lease_expires_at IS NOT NULL AND finished_at IS NULL RETURNING status",
-            id=claim.job_id, fence=claim.fence, lease=lease,
-        )  # fmt: skip
-        if claim.held and not permits.renew(session, claim, lease) and row is not None:
+    for claim in claims:
+        if claim.held and not permits.renew(session, claim, lease) and claim.job_id in held:
             # Its permit ran out and went to another: whoever sweeps next may take the job back.
             session.run(
                 "UPDATE {job} SET lease_expires_at = {after(none)} WHERE id = %(id)s AND fence = %(fence)s",
                 id=claim.job_id, fence=claim.fence, none=-1.0,
             )  # fmt: skip
-        elif row is not None:
-            ours[claim.job_id] = row[0]
+        elif claim.job_id in held:
+            ours[claim.job_id] = held[claim.job_id]
+    if ours:
+        # The rows are locked since their fences were read.
+        session.run(
+            "UPDATE {job} SET lease_expires_at = {after(lease)} WHERE id {among(ids)}",
+            ids=sorted(ours), lease=lease,
+        )  # fmt: skip
     return ours
 
 
-def statuses(session: Session, job_ids: Sequence[UUID]) -> dict[UUID, str]:
-    """The statuses of these jobs, whoever holds them."""
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Who holds a job now: ``fence`` is None where nobody does."""
+
+    status: str
+    fence: int | None
+    expired: bool
+
+
+def standing(session: Session, job_ids: Sequence[UUID]) -> dict[UUID, Standing]:
+    """How these jobs stand, whoever holds them."""
     if not job_ids:
         return {}
-    rows = session.rows("SELECT id, status FROM {job} WHERE id {among(ids)}", ids=list(job_ids))
-    return {session.dialect.uuid(row[0]): row[1] for row in rows}  # type: ignore[misc]
+    rows = session.rows(
+        f"SELECT id, status, CASE WHEN {HELD} THEN fence END, CASE WHEN lease_expires_at < {{now}} THEN 1 ELSE 0 END "
+        "FROM {job} WHERE id {among(ids)}",
+        ids=list(job_ids),
+    )  # fmt: skip
+    uuid = session.dialect.uuid
+    return {uuid(row[0]): Standing(row[1], row[2], bool(row[3])) for row in rows}  # type: ignore[misc]
 
 
 @dataclass(frozen=True, slots=True)

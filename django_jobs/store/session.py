@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 import random
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 from django.db import DEFAULT_DB_ALIAS, connections, router, transaction
 
 from django_jobs import conf
+from django_jobs.errors import ConfigurationError
 from django_jobs.store.dialects import dialect_of
 
 T = TypeVar("T")
@@ -21,6 +24,15 @@ logger = logging.getLogger("django_jobs")
 TRIES = 8
 #: Seconds a statement of the engine may take.
 TIME_LIMIT = 30.0
+#: What may be said to another database within a transactional step.
+_READS = re.compile(
+    r"[\s(]*(?:SELECT|WITH|VALUES|SHOW|EXPLAIN|PRAGMA|BEGIN|COMMIT|ROLLBACK|SAVEPOINT|RELEASE)\b",
+    re.I,
+)
+_WRITES = re.compile(
+    r"\b(?:INSERT\s+INTO|UPDATE\s+\S+\s+SET|DELETE\s+FROM|MERGE\s+INTO)\b|;\s*\S|\bFOR\s+UPDATE\b",
+    re.I,
+)
 
 
 def engine_alias() -> str:
@@ -170,6 +182,17 @@ class Session:
         finally:
             self._lift_limits()
 
+    @contextmanager
+    def alone(self, what: str) -> Iterator[None]:
+        """Refuse to write to other databases while the block runs: they commit apart from this one."""
+        with ExitStack() as stack:
+            for alias in connections:
+                other = connections[alias]
+                if other is not self.connection:
+                    refuse = partial(_refuse_writing, what, alias, self.alias)
+                    stack.enter_context(other.execute_wrapper(refuse))
+            yield
+
     def _lift_limits(self) -> None:
         """Take back limits that would outlast their transaction."""
         try:
@@ -221,3 +244,14 @@ class Session:
                 logger.debug("Engine transaction repeated after %s.", type(error).__name__)
                 time.sleep(random.uniform(0.3, 1.0) * min(0.01 * 2**attempt, 1.0))
         raise AssertionError("unreachable")
+
+
+def _refuse_writing(
+    what: str, alias: str, own: str, execute: Any, sql: Any, params: Any, many: bool, context: Any
+) -> Any:
+    if isinstance(sql, str) and _READS.match(sql) and not _WRITES.search(sql):
+        return execute(sql, params, many, context)
+    raise ConfigurationError(
+        f"{what} writes to the database {alias!r}, and its record is written to {own!r}: the two cannot commit "
+        f"together. Write to {alias!r} in a step of its own that is not transactional, or keep those tables in {own!r}."
+    )

@@ -425,8 +425,9 @@ class Child:
     def _learn_why(self, claim: Claim) -> None:
         """The end of a claim that was lost between two heartbeats."""
         if claim.revoked is None:
-            status = leases.statuses(Session(self.plan.alias), [claim.job_id]).get(claim.job_id)
-            claim.revoked = "canceled" if status == Status.CANCELED else "lease"
+            found = leases.standing(Session(self.plan.alias), [claim.job_id]).get(claim.job_id)
+            canceled = found is not None and found.status == Status.CANCELED
+            claim.revoked = "canceled" if canceled else "lease"
         say_lost(claim)
 
     # --- stopping -----------------------------------------------------------------------------

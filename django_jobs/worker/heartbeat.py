@@ -10,6 +10,7 @@ from django_jobs import clock
 from django_jobs.lifecycle import DRIVEN, Status
 from django_jobs.store import leases
 from django_jobs.store.claims import Claim
+from django_jobs.store.leases import Standing
 from django_jobs.store.session import Session
 
 logger = logging.getLogger("django_jobs.worker")
@@ -35,18 +36,22 @@ def renew(
         return
     sent = clock.monotonic()
 
-    def work(s: Session) -> tuple[dict[UUID, str], dict[UUID, str]]:
-        ours = leases.renew(s, claims, lease)
+    def work(s: Session) -> tuple[dict[UUID, str], dict[UUID, Standing]]:
+        ours = leases.renew(s, claims, lease, patient=False)
         others = [claim.job_id for claim in claims if claim.job_id not in ours]
-        return ours, leases.statuses(s, others)
+        return ours, leases.standing(s, others)
 
     ours, others = session.committed(work)
     for claim in claims:
         if claim.job_id in ours:
             claim.deadline = sent + lease * TRUSTED
             claim.is_halted = ours[claim.job_id] not in DRIVEN
-        elif is_in_hand(claim):
-            canceled = others.get(claim.job_id) == Status.CANCELED
+            continue
+        known = others.get(claim.job_id)
+        if known and known.fence == claim.fence and not (claim.held and known.expired):
+            continue  # another transaction has locked the row; the next heartbeat tries again
+        if is_in_hand(claim):
+            canceled = known is not None and known.status == Status.CANCELED
             claim.revoked = claim.revoked or ("canceled" if canceled else "lease")
             interrupt(claim)
 

@@ -385,7 +385,8 @@ class Replay(Attempt):
         done: StepWrite | None = None
         try:
             with session.limited_transaction(conf.get().lease * 0.8):
-                output = self._dump(step, called(self._call_of(step, number)))
+                with session.alone(f"The transactional step {step.path!r}"):
+                    output = self._dump(step, called(self._call_of(step, number)))
                 _check_time(step, started)
                 record = self._done(step, number, failures, output)
                 failpoints.reach("transactional.before_record")

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from django.db import DatabaseError, connection, connections, transaction
 
 from django_jobs.models import Job
+from tests import watchdog
 from tests.support import ROOT, subprocess_env, vendor
 
 T = TypeVar("T")
@@ -147,6 +148,7 @@ class RunJobs:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        watchdog.guard(self.process.pid)
 
     @property
     def pid(self) -> int:
@@ -161,6 +163,7 @@ class RunJobs:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        watchdog.release(self.process.pid)
 
     def wait(self, seconds: float = PATIENCE) -> int:
         """The exit code; AssertionError with the log when it goes on for longer."""
@@ -171,3 +174,9 @@ class RunJobs:
 
     def output(self) -> str:
         return self.log.read_text(errors="replace")
+
+
+def promise(record: Callable[[str, object], None], what: str, seconds: float, limit: float) -> None:
+    """Note a time that RELIABILITY promises, for the summary of the run, and hold it to its limit."""
+    record("promised", f"{what}: {seconds:.1f} s (promised: {limit:g} s)")
+    assert seconds < limit + business(), f"{what} took {seconds:.1f} s"

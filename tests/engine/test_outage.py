@@ -22,7 +22,7 @@ from django.db import connections
 from django_jobs.models import Job
 from tests import embedded_pg
 from tests.app import jobs
-from tests.engine.processes import RunJobs, eventually, lines
+from tests.engine.processes import RunJobs, eventually, lines, promise
 
 ALIAS = "outage"
 
@@ -124,16 +124,12 @@ def test_p8_a_restart_of_the_database_repeats_nothing_and_counts_as_no_crash(
     eventually(lambda: len(lines(marks)) > 60, "work is under way")
     connections[ALIAS].close()
     server.crash()
-    before = len(lines(marks))
     server.start()
     back = time.monotonic()
     ended = completed()
     eventually(lambda: completed() > ended, "new outcomes arrive")
-    record_property("seconds to new outcomes", round(time.monotonic() - back, 2))
-    print(
-        f"outcomes {time.monotonic() - back:.2f} s after the database was back ({before} noted before)"
-    )
-    assert time.monotonic() - back < 5
+    what = "new outcomes arrive, once the database is back, after"
+    promise(record_property, what, time.monotonic() - back, 5)
     eventually(lambda: completed() == count + runs, "everything is done")
     worker.terminate()
     assert worker.wait() == 0, worker.output()

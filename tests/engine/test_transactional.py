@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
-from django.db import OperationalError, connection, transaction
+from django.core.checks import run_checks
+from django.db import OperationalError, connection, connections, transaction
 from django.db.models import F
 
 from django_jobs import TaskContext, WorkflowContext, failpoints, run_jobs, task, workflow
@@ -240,3 +243,76 @@ def test_a_transactional_step_works_in_an_async_workflow() -> None:
         run_jobs(sequential=sequential)
         assert job.result() == "effect"
         assert effects() == ["effect"]
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Iterator[str]:
+    """The alias of another database, with one table."""
+    alias = "elsewhere"
+    connections.databases[alias] = {
+        **connections["default"].settings_dict,
+        "ENGINE": "django.db.backends.sqlite3",
+        "NAME": str(tmp_path / "elsewhere.sqlite3"),
+        "OPTIONS": {},
+    }
+    with connections[alias].cursor() as cursor:
+        cursor.execute("CREATE TABLE notes (text varchar(20))")
+    yield alias
+    connections[alias].close()
+    del connections[alias]
+    del connections.databases[alias]
+
+
+def notes(alias: str) -> list[str]:
+    with connections[alias].cursor() as cursor:
+        cursor.execute("SELECT text FROM notes")
+        return [row[0] for row in cursor.fetchall()]
+
+
+@EITHER_WAY
+def test_w4_a_transactional_step_writes_to_no_other_database(
+    elsewhere: str, sequential: bool
+) -> None:
+    """W4: refused as it starts to; nothing of the step remains, and no try is made again."""
+    tried: list[int] = []
+
+    @workflow("test.elsewhere", retries=3)
+    def flow(run: WorkflowContext) -> None:
+        def write() -> None:
+            tried.append(1)
+            Queue.objects.create(name="effect")
+            assert notes(elsewhere) == ["before"]  # reading is allowed
+            connections[elsewhere].cursor().execute("INSERT INTO notes VALUES ('late')")
+
+        run.inline("before", lambda: insert(elsewhere, "before"))
+        run.inline("step", write, transactional=True)
+
+    job = flow.enqueue()
+    run_jobs(sequential=sequential)
+    job.refresh_from_db()
+    assert (job.status, len(tried), effects()) == ("failed", 1, [])
+    error = job.task_status["inline"]["step"]["error"]
+    assert error["type"].endswith("ConfigurationError")
+    assert all(word in error["message"] for word in ("'step'", "'elsewhere'", "'default'"))
+    assert notes(elsewhere) == ["before"]
+
+
+def insert(alias: str, text: str) -> None:
+    with connections[alias].cursor() as cursor:
+        cursor.execute("INSERT INTO notes VALUES (%s)", [text])
+
+
+def test_w4_transactional_tasks_without_a_model_beside_their_records_are_a_check_error(
+    elsewhere: str, settings: Any
+) -> None:
+    """W4: where all of the project's tables are kept in another database."""
+
+    def found() -> list[str | None]:
+        return [one.id for one in run_checks() if str(one.id).startswith("django_jobs.E008")]
+
+    @task("test.never", transactional=True)
+    def never() -> None: ...
+
+    assert found() == []
+    settings.DJANGO_JOBS = {"DATABASE": elsewhere}
+    assert found() == ["django_jobs.E008"]

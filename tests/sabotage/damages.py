@@ -166,11 +166,7 @@ DAMAGES = [
         "heartbeat-without-fence",
         "L3",
         [
-            Edit(
-                LEASES,
-                'id = %(id)s AND fence = %(fence)s "\n            "AND lease_expires_at IS NOT NULL',
-                'id = %(id)s "\n            "AND lease_expires_at IS NOT NULL',
-            )
+            Edit(LEASES, " if fences[uuid(row[0])] == row[1]}", "}"),
         ],
         ["tests/engine/test_zombie.py::test_l3_a_zombie_renews_neither_lease_nor_permit"],
     ),
