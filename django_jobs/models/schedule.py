@@ -172,11 +172,11 @@ class Schedule(ScheduleCommands, models.Model):
             latest = registry.latest(self.slug)
             definition = registry.get(self.slug, self.version) if self.version else latest
         except JobsError as error:
-            # A process without the code may still know the catalogue.
-            if not Task.objects.using(self._state.db).filter(slug=self.slug).exists():
-                wrong.setdefault("slug", str(error))
-            elif self.slug in registry.snapshot():
+            if self.slug in registry.snapshot():
                 wrong.setdefault("version", str(error))
+            # A process without the code may still know the catalogue.
+            elif not Task.objects.using(self._state.db).filter(slug=self.slug).exists():
+                wrong.setdefault("slug", str(error))
             return
         if not isinstance(self.input, dict):
             wrong["input"] = "The input is a JSON object, with a key for each parameter."

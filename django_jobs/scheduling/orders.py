@@ -14,7 +14,7 @@ from django_jobs.enqueueing import check_moment, write_prepared
 from django_jobs.errors import InvalidInput, UnknownTask
 from django_jobs.models import Job, Schedule
 from django_jobs.scheduling.ticking import definition_of, prepared, target_of
-from django_jobs.store import schedules
+from django_jobs.store import schedule_sync, schedules
 from django_jobs.store.schedules import Row
 from django_jobs.store.session import Session
 
@@ -38,6 +38,11 @@ class Backfill:
 def present(alias: str | None) -> datetime:
     """The engine's time on this database."""
     return schedules.now(Session(alias, through_django=True))
+
+
+def synchronise(alias: str | None) -> None:
+    """Bring the rows in step with the code; fires nothing."""
+    schedule_sync.synchronise(Session(alias, through_django=True))
 
 
 def pause(schedule: Schedule) -> None:

@@ -191,7 +191,9 @@ def _fire(session: Session, row: Row, moment: datetime) -> TickReport:
     slots = plan(row, moment)
     definition = definition_of(row)
     made = [_make(row, definition, slot) for slot in slots.fire]
+    failpoints.reach("schedule.before_begin")
     done = _written(session, row, definition, slots, made)
+    failpoints.reach("schedule.after_commit")
     if done is None:
         return TickReport()  # another process was first
     if slots.missed:
