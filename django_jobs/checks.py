@@ -13,7 +13,7 @@ from django.db import connections, router
 
 from django_jobs import conf
 from django_jobs.definitions import registry
-from django_jobs.errors import JobsError
+from django_jobs.errors import ConfigurationError, JobsError
 
 
 @register("django_jobs")
@@ -61,6 +61,29 @@ def check_runners(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> lis
             id="django_jobs.E007",
         )
     ]
+
+
+@register("django_jobs")
+def check_schedules(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    """django_jobs.E008: a schedule whose input its target would refuse."""
+    found: list[CheckMessage] = []
+    for definition in registry.every():
+        for one in definition.schedules:
+            if callable(one.input):
+                continue
+            try:
+                definition.schema.dump_input(definition.schema.bind((), one.input or {}))
+            except ConfigurationError:
+                continue  # E002 says why
+            except JobsError as error:
+                found.append(
+                    Error(
+                        f"The schedule {one.name!r} of {definition.slug!r} would fail at each slot: {error}",
+                        hint=f"Give it a fitting input=. Defined at {definition.place}.",
+                        id="django_jobs.E008",
+                    )
+                )
+    return found
 
 
 @register("django_jobs")

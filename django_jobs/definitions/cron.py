@@ -168,8 +168,13 @@ def _field(expression: str, number: int, text: str) -> str:
             )
     if number == 4:
         text = _LAST_WEEKDAY.sub(r"l\1", text)
-    # Versions of croniter disagree about "59/15".
-    return _OPEN_STEP.sub(rf"\1-{HIGHEST[number]}/\2", text)
+    return _OPEN_STEP.sub(lambda match: _closed(match, HIGHEST[number]), text)
+
+
+def _closed(match: re.Match[str], highest: int) -> str:
+    """ "5/15" as "5-59/15"; versions of croniter disagree about "59/15", and about "59-59/15"."""
+    start, step = int(match[1]), match[2]
+    return f"{start}-{highest}/{step}" if start < highest else str(start)
 
 
 def _expand(

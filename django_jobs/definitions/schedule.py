@@ -60,16 +60,14 @@ class Schedule:
 
     def _check(self) -> None:
         self._set("expression", self._expression())
+        self._set("timezone", _zone_name(self.timezone))
+        # Without a zone of its own the settings decide, which may not be read yet.
+        timing_of(self.expression, str(self.timezone or "UTC"))
         if not self.name and len(self.expression) > NAME_LIMIT:
             raise ConfigurationError(
                 f"the expression has {len(self.expression)} characters, too many to be its own name; give name=."
             )
         self._set("name", check_name(self.name or self.expression, "name"))
-        self._set("timezone", _zone_name(self.timezone))
-        if self.timezone is not None:
-            timing.zone_of(str(self.timezone))
-        # Without a zone of its own the settings decide, which may not be read yet.
-        timing_of(self.expression, str(self.timezone or "UTC"))
         if self.queue_name is not None:
             check_name(self.queue_name, "queue_name")
         for name, allowed in (("misfire", MISFIRE), ("overlap", OVERLAP)):

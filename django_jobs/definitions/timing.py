@@ -101,15 +101,22 @@ class CronTiming(Timing):
         day = first
         while day < last:
             start, end = self._midnight(day), self._midnight(day + timedelta(days=1))
-            begins_at = start.astimezone(self.zone).replace(tzinfo=None)
-            if end - start == timedelta(days=1) and begins_at == datetime(
-                day.year, day.month, day.day
-            ):
+            if self._is_plain(day, start, end):
                 number += len(self.cron.times) if self.cron.matches_day(day) else 0
             else:
                 number += super().count(start - TICK, end - TICK, anchor)
             day += timedelta(days=1)
         return number + super().count(self._midnight(last) - TICK, until, anchor)
+
+    def _is_plain(self, day: date, start: datetime, end: datetime) -> bool:
+        """Whether each wall time of a day is one moment, and none of the day before is moved into it."""
+        midnight = datetime(day.year, day.month, day.day)
+        begins, before = (moment.astimezone(self.zone) for moment in (start, start - TICK))
+        return (
+            end - start == timedelta(days=1)
+            and begins.replace(tzinfo=None) == midnight
+            and before.replace(tzinfo=None) == midnight - TICK
+        )
 
     def _midnight(self, day: date) -> datetime:
         return datetime(day.year, day.month, day.day, tzinfo=self.zone).astimezone(UTC)

@@ -59,8 +59,14 @@ STEERING = "django_jobs/admin/steering.py"
 STEPS = "django_jobs/store/steps.py"
 REPLAY = "django_jobs/workflows/replay.py"
 
+SCHEDULES = "django_jobs/store/schedules.py"
+SCHEDULE_SYNC = "django_jobs/store/schedule_sync.py"
+TICKING = "django_jobs/scheduling/ticking.py"
+TIMING = "django_jobs/definitions/timing.py"
+
 CLAIM_TESTS = "tests/engine/test_claim.py::test_"
 PERMIT_TESTS = "tests/engine/test_permits.py::test_"
+TICK_TESTS = "tests/schedules/test_ticking.py::test_"
 RECOVERY_TESTS = "tests/engine/test_recovery.py::test_"
 ZOMBIE = "tests/engine/test_zombie.py::test_l3_a_zombie_writes_nothing"
 
@@ -232,5 +238,89 @@ DAMAGES = [
             "tests/admin/test_steering.py::test_each_command_needs_its_own_permission_and_a_post",
             "tests/admin/test_steering.py::test_a_page_without_permission_has_no_buttons",
         ],
+    ),
+    Damage(
+        "job-of-a-slot-despite-its-tick",
+        "P7",
+        [
+            Edit(
+                TICKING,
+                "    if not schedules.tick(session, row.id, one.slot, schedules.FIRED, one.job.row.id):\n        return\n",
+                "    schedules.tick(session, row.id, one.slot, schedules.FIRED, one.job.row.id)\n",
+            )
+        ],
+        [f"{TICK_TESTS}p7_a_slot_with_a_tick_makes_no_job_even_where_the_row_was_damaged"],
+    ),
+    Damage(
+        "slots-without-compare-and-tick",
+        "P7",
+        [
+            Edit(
+                TICKING,
+                "    if not schedules.tick(session, row.id, one.slot, schedules.FIRED, one.job.row.id):\n        return\n",
+                "    schedules.tick(session, row.id, one.slot, schedules.FIRED, one.job.row.id)\n",
+            ),
+            Edit(SCHEDULES, "AND enabled AND NOT removed AND next_slot = %(seen)s", ""),
+        ],
+        ["tests/schedules/test_soak.py::test_two_schedulers_that_saw_the_same_slot_make_one_job"],
+    ),
+    Damage(
+        "schedule-without-the-floor-of-its-last-slot",
+        "I2",
+        [Edit(SCHEDULES, "return max(now, self.last_slot or now)", "return now")],
+        [f"{TICK_TESTS}p7_the_last_slot_is_a_floor_where_ticks_are_pruned_and_the_clock_is_set_back"],
+    ),
+    Damage(
+        "schedule-that-fires-an-edited-slot",
+        "I2",
+        [
+            Edit(
+                SCHEDULE_SYNC,
+                "if row.next_slot is not None and timing.has(row.next_slot, row.anchor):",
+                "if row.next_slot is not None:",
+            )
+        ],
+        [
+            f"{TICK_TESTS}a_row_whose_expression_was_changed_by_a_plain_update_fires_no_slot_of_the_old_one"
+        ],
+    ),
+    Damage(
+        "schedule-switched-on-by-the-code",
+        "CONTRACT 10",
+        [
+            Edit(
+                SCHEDULE_SYNC,
+                'if row.error and row.error.get("code") in (REMOVED, BAD):',
+                "if not row.enabled:",
+            )
+        ],
+        [f"{TICK_TESTS}synchronising_never_switches_on_what_the_operator_switched_off"],
+    ),
+    Damage(
+        "fixed-times-fire-in-both-showings",
+        "I3",
+        [
+            Edit(
+                TIMING,
+                "            if not self.cron.is_fixed:\n                second",
+                "            if True:\n                second",
+            )
+        ],
+        ["tests/schedules/test_cron.py::test_i3_slots_at_a_change_of_the_clock"],
+    ),
+    Damage(
+        "misfire-all-without-a-cap",
+        "I3",
+        [Edit(TICKING, "MOST = 100\n", "MOST = 100_000\n")],
+        [f"{TICK_TESTS}i3_all_is_capped_at_the_newest_hundred_and_says_so"],
+    ),
+    Damage(
+        "frozen-scheduler-keeps-its-slot",
+        "L9",
+        [Edit(TICKING, ", limit=conf.get().lease", "")],
+        [
+            "tests/schedules/test_soak.py::test_l9_a_scheduler_that_freezes_within_its_transaction_does_not_keep_the_slot"
+        ],
+        database="postgresql",
     ),
 ]  # fmt: skip

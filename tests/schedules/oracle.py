@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise, takewhile
 from pathlib import Path
@@ -144,7 +144,7 @@ def committed() -> dict[Difference, int]:
     return {(row["zone"], row["kind"], row["rule"]): row["moments"] for row in rows}
 
 
-def commit(found: Counter[Difference]) -> None:
+def commit(found: Mapping[Difference, int]) -> None:
     rows = [
         {"zone": zone, "kind": kind, "rule": rule, "moments": number}
         for (zone, kind, rule), number in sorted(found.items())

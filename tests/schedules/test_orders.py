@@ -12,6 +12,7 @@ from django.core.exceptions import ValidationError
 from django.core.management import CommandError, call_command
 
 from django_jobs import Schedule, handle_schedules, task
+from django_jobs.checks import check_schedules
 from django_jobs.errors import InvalidInput
 from django_jobs.models import Job, Tick
 from django_jobs.models import Schedule as Row
@@ -156,6 +157,16 @@ def test_two_edits_of_one_moment_do_not_overwrite_each_other() -> None:
     assert store.change(session, first, queue_name="one")
     assert not store.change(session, second, queue_name="two")
     assert Row.objects.get().queue_name == "one"
+
+
+def test_the_check_finds_an_input_that_the_target_would_refuse() -> None:
+    @task("needs", schedules=[Schedule("@daily"), Schedule("@hourly", input={"day": "x"})])
+    def needs(day: str) -> None:
+        pass
+
+    [found] = check_schedules(None)
+    assert found.id == "django_jobs.E008"
+    assert "'@daily' of 'needs'" in found.msg and "needs" in str(found.hint)
 
 
 # --- orders -------------------------------------------------------------------------------------

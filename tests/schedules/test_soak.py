@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from django.db import OperationalError
+from django.db import OperationalError, connection
 
 from django_jobs import failpoints, handle_schedules
 from django_jobs.models import Job, Schedule
@@ -15,6 +15,7 @@ from django_jobs.store.session import Session
 from django_jobs.testing import clock
 from tests.schedules import soak
 from tests.schedules.test_ticking import at
+from tests.support import vendor
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -85,3 +86,22 @@ def test_two_schedulers_that_saw_the_same_slot_make_one_job() -> None:
     reports = [ticking._fire(session, row, at(9)) for row in (first, second)]
     assert [report.fired for report in reports] == [1, 0]
     assert Job.objects.count() == 1
+
+
+@pytest.mark.skipif(
+    vendor() != "postgresql", reason="only PostgreSQL ends a transaction that idles"
+)
+def test_l9_a_scheduler_that_freezes_within_its_transaction_does_not_keep_the_slot() -> None:
+    Schedule.objects.create(name="own", slug="echo", expression="@hourly")
+    clock.freeze(at(9))
+    limits: list[str] = []
+
+    def look() -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("SHOW idle_in_transaction_session_timeout")
+            limits.extend(cursor.fetchone())
+
+    with failpoints.at("schedule.before_commit", look):
+        assert handle_schedules().fired == 1
+    look()
+    assert limits == ["15s", "0"]

@@ -121,6 +121,20 @@ def test_p7_a_slot_with_a_tick_makes_no_job_even_where_the_row_was_damaged() -> 
     assert slots() == [at(9)]
 
 
+def test_p7_the_last_slot_is_a_floor_where_ticks_are_pruned_and_the_clock_is_set_back() -> None:
+    scheduled(Schedule("@hourly", name="hourly"))
+    clock.freeze(at(10))
+    handle_schedules()
+    Tick.objects.all().delete()
+    clock.freeze(at(8, 45))
+    Row.objects.get().pause().resume()
+    for moment in (at(9), at(10), at(10, 30)):
+        clock.freeze(moment)
+        assert counts() == (0, 0, 0)
+    clock.freeze(at(11))
+    assert counts() == (1, 0, 0)
+
+
 # --- misfire, grace, overlap --------------------------------------------------------------------
 
 
