@@ -129,7 +129,7 @@ def prepare(definition: Definition, args: tuple[Any, ...], kwargs: dict[str, Any
         runner=runner,
         run_after=run_after,
         delay=delay,
-        tenants=_tenants(stored, settings.tenant_fields),
+        tenants=tenants_of(stored, settings.tenant_fields),
     )
     if isinstance(definition, DAG):
         context = _of_graph(definition, row, context)
@@ -256,7 +256,7 @@ def _debounce(row: NewJob, options: Options, stored: dict[str, Any]) -> None:
         row.key_hash = ids.digest("debounce", row.slug, *tenants, jsonvalues.canonical(stored))
 
 
-def _tenants(stored: dict[str, Any], fields: Sequence[str]) -> tuple[str | None, ...]:
+def tenants_of(stored: dict[str, Any], fields: Sequence[str]) -> tuple[str | None, ...]:
     values: list[str | None] = [None] * TENANT_COLUMNS
     for index, name in enumerate(fields[:TENANT_COLUMNS]):
         value = stored.get(name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from django.db import models
 from django.utils.translation import gettext_lazy as _
 
@@ -55,6 +57,9 @@ class Queue(Pausable, models.Model):
     )
     edited = models.BooleanField(default=False, db_default=False, editable=False)
 
+    #: What the settings say of a queue, until somebody saves something else.
+    SET_UP = ("limit", "priority", "fair_by")
+
     class Meta:
         verbose_name = _("queue")
         verbose_name_plural = _("queues")
@@ -62,6 +67,18 @@ class Queue(Pausable, models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """Save; a change of what the settings could say makes the row the operator's."""
+        chosen = kwargs.get("update_fields")
+        if not self.edited and (chosen is None or set(chosen) & set(self.SET_UP)):
+            rows = type(self)._base_manager.using(kwargs.get("using") or self._state.db)
+            before = rows.filter(pk=self.pk).values_list(*self.SET_UP).first() if self.pk else None
+            present = tuple(getattr(self, name) for name in self.SET_UP)
+            self.edited = present != (before or (None, 0, None))
+            if self.edited and chosen is not None:
+                kwargs["update_fields"] = {*chosen, "edited"}
+        super().save(*args, **kwargs)
 
 
 class Worker(models.Model):

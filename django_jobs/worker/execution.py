@@ -6,12 +6,10 @@ import asyncio
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
-
-from django.utils.module_loading import import_string
 
 from django_jobs import clock, conf, jsonvalues
 from django_jobs.definitions import registry
@@ -40,7 +38,7 @@ from django_jobs.outcomes import (
 )
 from django_jobs.store import leftovers
 from django_jobs.store.claims import Claim
-from django_jobs.worker import graphs
+from django_jobs.worker import graphs, tenancy
 from django_jobs.workflows import retrying
 from django_jobs.workflows.attempt import Recorder
 from django_jobs.workflows.forks import leave_if_forked
@@ -137,7 +135,7 @@ class Execution:
     def _run(self) -> Completed:
         args, kwargs = self._arguments()
         started = clock.monotonic()
-        with tenant_context(self.claim):
+        with tenancy.entered(self.claim, self.environment.recorder.alias):
             value = self.definition.func(*args, **kwargs)
         if self.timeout is not None and clock.monotonic() - started > self.timeout:
             raise self._time_is_up()
@@ -145,9 +143,9 @@ class Execution:
 
     async def _arun(self) -> Completed:
         args, kwargs = self._arguments()
-        handler = self.definition.func(*args, **kwargs)
         try:
-            with tenant_context(self.claim):
+            async with tenancy.aentered(self.claim, self.environment.recorder.alias):
+                handler = self.definition.func(*args, **kwargs)
                 if self.timeout is None:
                     value = await handler
                 else:
@@ -167,11 +165,11 @@ class Execution:
         return self._completed(value)
 
     def _run_graph(self, plan: graphs.Plan) -> Outcome:
-        with tenant_context(self.claim):
+        with tenancy.entered(self.claim, self.environment.recorder.alias):
             return plan.run()
 
     async def _arun_graph(self, plan: graphs.Plan) -> Outcome:
-        with tenant_context(self.claim):
+        async with tenancy.aentered(self.claim, self.environment.recorder.alias):
             return await plan.arun()
 
     def _arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -203,6 +201,7 @@ class Execution:
                 environment.loop,
                 pool,
                 own_context=not environment.same_thread,
+                around=functools.partial(tenancy.entered, claim, environment.recorder.alias),
             ),
             loop_io=LoopIO(environment.recorder),
             retry=self.retry,
@@ -397,7 +396,8 @@ def call_back(execution: Execution, outcome: Outcome) -> BaseException | None:
         if execution.attempt is None:
             execution.attempt = execution._replay(None)
         context = execution._context(TaskContext)
-        execution.attempt.call_after(functools.partial(callback, context, *args))
+        with tenancy.entered(execution.claim, execution.environment.recorder.alias):
+            execution.attempt.call_after(functools.partial(callback, context, *args))
     except BaseException as error:
         return error
     return None
@@ -408,16 +408,3 @@ def has_callback(execution: Execution, outcome: Outcome) -> bool:
     if isinstance(outcome, Completed):
         return definition.on_success is not None
     return isinstance(outcome, TryAgain | Failed) and definition.on_failure is not None
-
-
-def tenant_context(claim: Claim) -> contextlib.AbstractContextManager[Any]:
-    """The context manager that the setting TENANT_CONTEXT names, entered around a handler."""
-    path = conf.get().tenant_context
-    if path is None:
-        return contextlib.nullcontext()
-    return _tenant_context(path)(claim)
-
-
-@functools.lru_cache(maxsize=8)
-def _tenant_context(path: str) -> Callable[[Any], Any]:
-    return import_string(path)

@@ -60,15 +60,23 @@ class ThreadIO:
     """In a thread: writes block; steps of a gather run in ``pool`` too or, without one, one by one.
 
     ``own_context`` gives each async function its own thread for what it calls thread-sensitively.
+    ``around`` is entered in every further thread: what it sets may belong to a thread.
     """
 
     def __init__(
-        self, recorder: Recorder, loop: Loop, pool: Executor | None, *, own_context: bool = True
+        self,
+        recorder: Recorder,
+        loop: Loop,
+        pool: Executor | None,
+        *,
+        own_context: bool = True,
+        around: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
     ) -> None:
         self._recorder = recorder
         self._loop = loop
         self._pool = pool
         self._own_context = own_context
+        self._around = around
 
     async def write(self, item: Item) -> Answer:
         return self._recorder.write(item)
@@ -87,7 +95,7 @@ class ThreadIO:
     async def together(self, steps: Sequence[Callable[[], Coroutine[Any, Any, Any]]]) -> list[Any]:
         if self._pool is None or len(steps) < 2:
             return [_caught(functools.partial(_driven, step)) for step in steps]
-        return Crew(steps).work(self._pool)
+        return Crew(steps, self._around).work(self._pool)
 
 
 class Crew:
@@ -97,8 +105,13 @@ class Crew:
     steps which gather steps of their own never wait for a place in a full pool.
     """
 
-    def __init__(self, steps: Sequence[Callable[[], Coroutine[Any, Any, Any]]]) -> None:
+    def __init__(
+        self,
+        steps: Sequence[Callable[[], Coroutine[Any, Any, Any]]],
+        around: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+    ) -> None:
         self._steps = steps
+        self._around = around
         self._left = deque(range(len(steps)))
         self._results: list[Any] = [None] * len(steps)
         self._begun: list[Future[None]] = [Future() for _ in steps]
@@ -113,7 +126,9 @@ class Crew:
 
     def _help(self) -> None:
         try:
-            self._do_what_is_left()
+            # Where it cannot be entered, the calling thread is left to do it all.
+            with self._around():
+                self._do_what_is_left()
         finally:
             leftovers.tidy()
 

@@ -6,7 +6,7 @@ import os
 import time
 from pathlib import Path
 
-from django_jobs import Concurrency, task
+from django_jobs import Concurrency, TaskContext, task
 from tests.app.jobs import note
 
 
@@ -35,3 +35,12 @@ def newest(n: int) -> int:
 @task(concurrency=Concurrency(key="few", limit=2, on_conflict="drop"))
 def few(n: int) -> int:
     return n
+
+
+@task(takes_context=True, concurrency=Concurrency(key=lambda room: room, limit=2))
+def occupy(context: TaskContext, marks: str, room: str, seconds: float) -> None:
+    """Show every 20 ms that somebody is in the room, until the time is over or the right to be there lost."""
+    who, ends = f"{context.idempotency_key}/{os.urandom(4).hex()}", time.monotonic() + seconds
+    while time.monotonic() < ends and not context.cancel_requested:
+        note(marks, room, who, os.getpid(), time.time())
+        time.sleep(0.02)

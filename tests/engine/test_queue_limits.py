@@ -5,11 +5,12 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
+from django.test import override_settings
 
 from django_jobs import Concurrency, clock, ids, run_job, run_jobs, task
 from django_jobs.models import Job, Permit, Queue
 from django_jobs.outcomes import Completed, HandedBack
-from django_jobs.store import claims, leases, permits, record
+from django_jobs.store import catalogue, claims, leases, permits, record
 from django_jobs.store.claims import Claim
 from django_jobs.store.exchange import exchange
 from django_jobs.store.record import Finish
@@ -210,3 +211,17 @@ def test_run_job_and_run_jobs_report_what_a_limit_holds_back() -> None:
     assert "'mail'" in gate.why
     finish(held)
     assert run_jobs(queue_name="mail").completed == 1
+
+
+def test_what_is_saved_by_hand_outlives_the_start_of_a_worker_and_what_is_set_up_does_not() -> None:
+    Queue.objects.create(name="mail", limit=2)
+    Queue.objects.get_or_create(name="plain")
+    with override_settings(DJANGO_JOBS={"QUEUES": {"plain": {"limit": 3}, "mail": {"limit": 9}}}):
+        catalogue.sync()
+        assert dict(Queue.objects.values_list("name", "limit")) == {"mail": 2, "plain": 3}
+        plain = Queue.objects.get(name="plain")
+        plain.limit = 5
+        plain.save(update_fields=["limit"])
+        catalogue.sync()
+    catalogue.sync()
+    assert dict(Queue.objects.values_list("name", "limit")) == {"mail": 2, "plain": 5}
