@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
 import threading
 from collections.abc import Coroutine
 from concurrent.futures import Future
@@ -29,6 +31,7 @@ from django_jobs.worker.hands import Hands
 from django_jobs.worker.heartbeat import renew
 from django_jobs.worker.report import RunReport, count
 from django_jobs.worker.sweep import sweep
+from django_jobs.workflows.asking import running_loop, within_running_loop
 
 T = TypeVar("T")
 #: Jobs that run_jobs(where=…) asks for at once.
@@ -171,9 +174,7 @@ class Batch:
                 if isinstance(prepared, Execution):
                     announcing.started(self.alias, claim)
                     running[claim.job_id] = prepared
-                    outcome = (
-                        async_to_sync(prepared.arun)() if prepared.is_async else prepared.run()
-                    )
+                    outcome = run_here(prepared)
                 else:
                     outcome = prepared
                 running.pop(claim.job_id, None)
@@ -265,7 +266,34 @@ class CallingLoop:
         async def work() -> T:
             return await coroutine
 
+        if running_loop() is not None:
+            return _in_thread(work())
         return async_to_sync(work)()
+
+
+def run_here(prepared: Execution) -> Outcome:
+    """Run a handler to its end, sync or async, in the calling thread where that is possible."""
+    if not prepared.is_async:
+        with within_running_loop():
+            return prepared.run()
+    if running_loop() is not None:
+        return _in_thread(prepared.arun())
+    return async_to_sync(prepared.arun)()
+
+
+def _in_thread(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine on a loop of another thread: the calling one has a loop that cannot wait for it."""
+    done: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            done.set_result(asyncio.run(coroutine))
+        except BaseException as error:
+            done.set_exception(error)
+
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(work,), daemon=True)
+    thread.start()
+    return done.result()
 
 
 class Heartbeats:

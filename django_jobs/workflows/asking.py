@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -14,13 +16,34 @@ T = TypeVar("T")
 _asker = ThreadPoolExecutor(1, thread_name_prefix="jobs-ask")
 
 
+#: The event loop around the engine, where jobs are run in a thread that has one: no handler's own.
+_around: contextvars.ContextVar[asyncio.AbstractEventLoop | None] = contextvars.ContextVar(
+    "django_jobs_loop_around", default=None
+)
+
+
 def on_loop() -> bool:
-    """Whether the calling code runs on an event loop."""
+    """Whether the calling code runs on an event loop of its handler's or step's."""
+    loop = running_loop()
+    return loop is not None and loop is not _around.get()
+
+
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """The loop that runs in the calling thread, whosever it is."""
     try:
-        asyncio.get_running_loop()
+        return asyncio.get_running_loop()
     except RuntimeError:
-        return False
-    return True
+        return None
+
+
+@contextlib.contextmanager
+def within_running_loop() -> Iterator[None]:
+    """Sync handlers run in the block are sync, though a loop runs in their thread, as in a notebook."""
+    token = _around.set(running_loop())
+    try:
+        yield
+    finally:
+        _around.reset(token)
 
 
 def blocking(function: Callable[[], T]) -> T:

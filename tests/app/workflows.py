@@ -70,7 +70,7 @@ def invoice(run: WorkflowContext, order_id: int, amount: Decimal = Decimal("1.50
 
 
 @workflow
-def parent(run: WorkflowContext, order_id: int) -> Decimal:
+def with_invoice(run: WorkflowContext, order_id: int) -> Decimal:
     value = run.child("invoice", invoice, order_id=order_id)
     assert isinstance(value, Decimal)
     return value

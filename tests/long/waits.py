@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _pytest(path: str, **environment: object) -> int:
-    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:timeout", path]
+    command = [sys.executable, "-m", "pytest", "-q", "-n0", "--timeout=0", path]
     env = {**os.environ, **{name: str(value) for name, value in environment.items()}}
     return subprocess.run(command, cwd=ROOT, env=env).returncode
 

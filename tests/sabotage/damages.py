@@ -51,6 +51,10 @@ class Damage:
 
 CLAIMABLE = "django_jobs/store/claimable.py"
 CLAIMS = "django_jobs/store/claims.py"
+ENDINGS = "django_jobs/store/endings.py"
+EVENTS = "django_jobs/store/events.py"
+WAITS = "django_jobs/store/waits.py"
+WAKING = "django_jobs/store/waking.py"
 LEASES = "django_jobs/store/leases.py"
 PERMITS = "django_jobs/store/permits.py"
 POSTGRESQL = "django_jobs/store/dialects/postgresql.py"
@@ -68,6 +72,7 @@ CLAIM_TESTS = "tests/engine/test_claim.py::test_"
 PERMIT_TESTS = "tests/engine/test_permits.py::test_"
 TICK_TESTS = "tests/schedules/test_ticking.py::test_"
 RECOVERY_TESTS = "tests/engine/test_recovery.py::test_"
+WAIT_TESTS = "tests/waits/test_waits.py::test_"
 ZOMBIE = "tests/engine/test_zombie.py::test_l3_a_zombie_writes_nothing"
 
 
@@ -322,5 +327,68 @@ DAMAGES = [
             "tests/schedules/test_soak.py::test_l9_a_scheduler_that_freezes_within_its_transaction_does_not_keep_the_slot"
         ],
         database="postgresql",
+    ),
+    Damage(
+        "an-end-wakes-nobody",
+        "W1",
+        [Edit(ENDINGS, "        _wake_parents(session, listed)\n", "        pass\n")],
+        [
+            f"{WAIT_TESTS}a_child_is_a_job_of_its_own_and_its_typed_output_comes_back",
+            f"{WAIT_TESTS}a_canceled_child_is_a_failure_of_its_own_kind_and_a_retry_starts_another",
+        ],
+    ),
+    Damage(
+        "falls-asleep-without-a-last-look",
+        "W1",
+        [Edit(RECORD, "        is_due, wake_at = waits.standing(", "        _, wake_at = waits.standing(")],
+        [f"{WAIT_TESTS}what_comes_between_the_last_look_and_falling_asleep_is_not_missed[event]"],
+    ),
+    Damage(
+        "judges-a-sleeper-before-it-is-locked",
+        "W1",
+        [Edit(WAKING, "{among(ids)} ORDER BY id", "{among(ids)} AND status = 'sleeping' ORDER BY id")],
+        ["tests/waits/test_races.py::test_a_child_that_ends_while_its_parent_falls_asleep_wakes_it"],
+        "postgresql",
+    ),
+    Damage(
+        "event-consumed-again",
+        "I4",
+        [Edit(WAITS, "SET step_key = %(key)s WHERE id = %(id)s", "SET step_key = NULL WHERE id = %(id)s")],
+        [f"{WAIT_TESTS}i4_an_event_sent_before_the_wait_is_kept_and_each_is_consumed_once_oldest_first"],
+    ),
+    Damage(
+        "late-event-beats-the-limit",
+        "I4",
+        [Edit(WAITS, "OR sent_at <= {moment(limit)})", "OR sent_at > sent_at - sent_at)")],
+        [f"{WAIT_TESTS}i4_an_event_after_the_limit_is_too_late_however_late_the_run_looks"],
+        "sqlite",
+    ),
+    Damage(
+        "event-key-forgotten",
+        "I4",
+        [Edit(EVENTS, "if key_hash is not None and _is_known(session, key_hash):", "if False:"),
+         Edit(EVENTS, "_insert(session, [receiver], name, payload, key_hash)",
+              "_insert(session, [receiver], name, payload, None)")],
+        [f"{WAIT_TESTS}a_key_counts_once_for_each_receiver"],
+    ),
+    Damage(
+        "sleep-counted-anew",
+        "I6",
+        [Edit(WAITS, "if found is None or found.status == StepStatus.PENDING:", "if True:")],
+        [f"{WAIT_TESTS}i6_a_pause_does_not_move_the_wake_up"],
+    ),
+    Damage(
+        "two-children-of-one-step",
+        "P4",
+        [Edit(WAITS, "child = _reopened(session, before.child) if before is not None and before.child else None",
+              "child = None"),
+         Edit(WAITS, "if found is None or found.status == StepStatus.PENDING:", "if True:")],
+        [f"{WAIT_TESTS}a_child_is_a_job_of_its_own_and_its_typed_output_comes_back"],
+    ),
+    Damage(
+        "time-limit-sleeps-too",
+        "C4",
+        [Edit(RECORD, "if claim.is_run and claim.deadline_at is not None:", "if False:")],
+        ["tests/waits/test_time_limits.py::test_a_run_that_waits_fails_at_its_limit[event]"],
     ),
 ]  # fmt: skip

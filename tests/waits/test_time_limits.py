@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -199,3 +200,32 @@ def test_callbacks_of_a_result_that_a_pause_kept_are_called_when_it_counts(fails
     assert job.status == ("failed" if fails else "completed")
     assert told == ([("broken", True)] if fails else [7])
     assert_sound()
+
+
+# --- a loop around the engine -----------------------------------------------------------------
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_loop_in_the_calling_thread_makes_no_sync_handler_async(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As in a notebook, or a test that drives a browser: the handler decides, not the loop around."""
+    monkeypatch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "1")
+
+    @task("test.on_loop")
+    async def double(n: int) -> int:
+        return 2 * n
+
+    @workflow("test.within_loop")
+    def flow(run: WorkflowContext) -> list[int]:
+        first = run.inline("first", lambda: 1)
+        return [first, *run.map("double", double, [1, 2])]
+
+    job = flow.enqueue()
+
+    async def around() -> None:
+        drain()
+
+    asyncio.run(around())
+    job.refresh_from_db()
+    assert (job.status, job.output) == ("completed", [1, 2, 4]), job.error

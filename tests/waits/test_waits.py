@@ -24,7 +24,7 @@ from django_jobs import (
 )
 from django_jobs.models import Event, Job, TaskStatus
 from django_jobs.testing import clock, drain
-from tests.app.workflows import approval, invoice, parent, sleeper
+from tests.app.workflows import approval, invoice, sleeper, with_invoice
 from tests.control.rows import assert_folds, assert_sound
 
 pytestmark = pytest.mark.django_db
@@ -442,7 +442,7 @@ def test_a_wait_that_the_code_no_longer_asks_for_does_not_keep_the_run_awake() -
 
 
 def test_a_child_is_a_job_of_its_own_and_its_typed_output_comes_back() -> None:
-    job = parent.using(queue_name="orders").enqueue(order_id=2)
+    job = with_invoice.using(queue_name="orders").enqueue(order_id=2)
     drain()
     child = Job.objects.get(parent=job)
     assert (child.slug, child.status, child.queue_name) == ("invoice", "sleeping", "orders")
@@ -510,7 +510,7 @@ def test_the_failure_of_a_child_can_be_caught_and_is_the_same_on_every_pass() ->
 
 
 def test_a_canceled_child_is_a_failure_of_its_own_kind_and_a_retry_starts_another() -> None:
-    job = parent.enqueue(order_id=2)
+    job = with_invoice.enqueue(order_id=2)
     drain()
     child = Job.objects.get(parent=job)
     child.cancel("not needed")
@@ -578,7 +578,7 @@ def test_a_bad_input_of_a_child_is_an_error_of_the_runs_own_code() -> None:
 def test_a_canceled_parent_takes_its_children_along_only_with_cascade(cascade: bool) -> None:
     @workflow("test.grandparent")
     def grandparent(run: WorkflowContext) -> Any:
-        return run.child("parent", parent, order_id=2)
+        return run.child("parent", with_invoice, order_id=2)
 
     job = grandparent.enqueue()
     drain()
