@@ -61,6 +61,9 @@ POSTGRESQL = "django_jobs/store/dialects/postgresql.py"
 RECORD = "django_jobs/store/record.py"
 STEERING = "django_jobs/admin/steering.py"
 STEPS = "django_jobs/store/steps.py"
+ENQUEUEING = "django_jobs/enqueueing.py"
+OUTBOX = "django_jobs/store/outbox.py"
+PUBLISHING = "django_jobs/celery/publishing.py"
 REPLAY = "django_jobs/workflows/replay.py"
 
 SCHEDULES = "django_jobs/store/schedules.py"
@@ -73,6 +76,7 @@ PERMIT_TESTS = "tests/engine/test_permits.py::test_"
 TICK_TESTS = "tests/schedules/test_ticking.py::test_"
 RECOVERY_TESTS = "tests/engine/test_recovery.py::test_"
 WAIT_TESTS = "tests/waits/test_waits.py::test_"
+OUTBOX_TESTS = "tests/celery/test_outbox.py::test_"
 ZOMBIE = "tests/engine/test_zombie.py::test_l3_a_zombie_writes_nothing"
 
 
@@ -390,5 +394,38 @@ DAMAGES = [
         "C4",
         [Edit(RECORD, "if claim.is_run and claim.deadline_at is not None:", "if False:")],
         ["tests/waits/test_time_limits.py::test_a_run_that_waits_fails_at_its_limit[event]"],
+    ),
+    Damage(
+        "message-before-the-commit",
+        "W5",
+        [Edit(ENQUEUEING, "transaction.on_commit(lambda: starter(jobs, alias), using=alias)", "starter(jobs, alias)")],
+        [f"{OUTBOX_TESTS}nothing_is_published_of_what_is_rolled_back"],
+    ),
+    Damage(
+        "enqueue-fails-with-the-broker",
+        "W5",
+        [Edit(PUBLISHING, "except Exception", "except ZeroDivisionError")],
+        [f"{OUTBOX_TESTS}an_enqueue_never_fails_because_of_the_broker"],
+    ),
+    Damage(
+        "lost-message-is-lost",
+        "P1",
+        [Edit(PUBLISHING, 'return Delivery(message, "again", min(', 'return Delivery(message, "sent", min(')],
+        [f"{OUTBOX_TESTS}a_lost_message_is_published_again_later_and_later"],
+    ),
+    Damage(
+        "nobody-is-told-of-what-became-due",
+        "P1",
+        [Edit(PUBLISHING, "while lanes:", "while lanes and not lanes:")],
+        [
+            f"{OUTBOX_TESTS}a_delayed_job_is_published_when_it_is_due",
+            f"{OUTBOX_TESTS}what_waits_for_a_retry_or_was_resumed_is_published_again",
+        ],
+    ),
+    Damage(
+        "message-taken-without-a-lease",
+        "W6",
+        [Edit(OUTBOX, '"AND (lease_expires_at IS NULL OR lease_expires_at < {now}) "', '""')],
+        [f"{OUTBOX_TESTS}two_relays_send_a_message_once_and_a_dead_one_s_again"],
     ),
 ]  # fmt: skip
