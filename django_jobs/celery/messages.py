@@ -72,14 +72,7 @@ def execute(job_id: str) -> None:
         raise
     if done is not None and not (done[0].plain and isinstance(done[1], Completed)):
         # Others may be due now that nobody was told of: of a freed key, a parent, a child, a retry.
-        _relay(seat.session)
-
-
-def _relay(session: Session) -> None:
-    try:
-        relay.relay(session)
-    except Exception:
-        logger.warning("The outbox could not be read; others will do it.", exc_info=True)
+        seat.tell()
 
 
 @shared_task(name=TICK, **PINNED)

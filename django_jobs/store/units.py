@@ -16,7 +16,7 @@ from django_jobs.definitions.dag import DAG
 from django_jobs.definitions.graph import Graph
 from django_jobs.errors import ErrorDict
 from django_jobs.lifecycle import FINAL, FINAL_STEPS, Status, StepStatus
-from django_jobs.store import history, jobs, steps, waking
+from django_jobs.store import history, jobs, outbox, steps, waking
 from django_jobs.store.claims import Claim, StepRecord, read_records
 from django_jobs.store.jobs import NewJob
 from django_jobs.store.session import Session
@@ -91,7 +91,9 @@ def offer(session: Session, given: Offer, status: Status, *, notify: bool) -> An
     if status != Status.RUNNING:
         return "paused"
     steps.write_steps(session, given.steps)
-    jobs.insert_many(session, given.units, notify=notify)
+    told = given.units[0].runner == outbox.CELERY
+    promise = jobs.Promise(outbox.CELERY) if told else None
+    jobs.insert_many(session, given.units, notify=notify and not told, promise=promise)
     return "written"
 
 

@@ -59,6 +59,8 @@ class Environment:
     same_thread: bool = False
     #: Other workers may do steps of the graphs that are run here.
     spreads: bool = False
+    #: The runner of the steps that are left to others: that of the worker itself.
+    runner: str = "db"
 
 
 @dataclass(slots=True)

@@ -20,10 +20,11 @@ from django_jobs.outcomes import HandedBack, Lost, Outcome
 from django_jobs.store import claims as claiming
 from django_jobs.store import outbox
 from django_jobs.store.claims import Claim
-from django_jobs.store.record import Finish
+from django_jobs.store.record import Finish, Item
 from django_jobs.store.session import Session
 from django_jobs.store.steps import Answer
-from django_jobs.worker import announcing, execution, intake
+from django_jobs.store.units import Offer
+from django_jobs.worker import announcing, execution, intake, relay
 from django_jobs.worker.desk import Desk
 from django_jobs.worker.execution import Environment, Execution
 from django_jobs.worker.hands import MERCY, clean_up
@@ -71,6 +72,20 @@ class Hand(threading.Thread):
                 clean_up()
 
 
+class OfferingDesk(Desk):
+    """A desk that says so when steps of a graph were given to others."""
+
+    def __init__(self, alias: str, lease: float, offered: Callable[[], None]) -> None:
+        super().__init__(alias, lease)
+        self._offered = offered
+
+    def _submit(self, item: Item) -> Future[Answer]:
+        done = super()._submit(item)
+        if isinstance(item, Offer):
+            done.add_done_callback(lambda _: self._offered())
+        return done
+
+
 class Seat:
     """A place where one job at a time runs: a process, or one thread of a pool.
 
@@ -93,9 +108,11 @@ class Seat:
         self.end_process = end_process
         self.interruptions = interruptions
         self.session = Session(alias)
-        self.desk = Desk(alias, conf.get().lease)
+        self.desk = OfferingDesk(alias, conf.get().lease, self.tell)
         self.pool = ThreadPoolExecutor(STEP_THREADS, thread_name_prefix="jobs-step")
-        self.environment = Environment(self.desk, LoopThread(), self.pool)
+        self.environment = Environment(
+            self.desk, LoopThread(), self.pool, spreads=True, runner=runner
+        )
         self.hand = Hand()
         self.hand.start()
 
@@ -106,6 +123,18 @@ class Seat:
         """
         claim = self._take(job_id)
         return None if claim is None else (claim, Sitting(self, claim).run())
+
+    def tell(self) -> None:
+        """Send what the outbox promises, beside the job: others may be due now that nobody was told of."""
+        self.pool.submit(self._relay)
+
+    def _relay(self) -> None:
+        try:
+            relay.relay(Session(self.alias))
+        except Exception:
+            logger.warning("The outbox could not be read; others will do it.", exc_info=True)
+        finally:
+            clean_up()
 
     def _take(self, job_id: UUID) -> Claim | None:
         """Claim the job, and forget what is promised to be said of it: it has been said."""
@@ -172,6 +201,8 @@ class Sitting:
         prepared = execution.prepare(claim, self.seat.environment)
         if not isinstance(prepared, Execution):
             return prepared, prepared
+        if prepared.settled is not None:
+            return prepared, prepared.settled
         announcing.started(self.seat.alias, claim)
         self._execution = prepared
         if prepared.is_async:
@@ -231,7 +262,7 @@ class Sitting:
         if running is None:
             return
         running.interrupt()
-        if running.definition.isolation == "process" and self._patience is None:
+        if running.isolation == "process" and self._patience is None:
             self._patience = clock.monotonic() + self.settings.grace
 
     def _is_overdue(self) -> bool:
@@ -293,7 +324,7 @@ class Sitting:
         if self._record(outcome) == "written":
             self._follow(prepared, outcome, self.seat.pool)
         logger.warning("Job %s outlived its time limit.", claim.job_id)
-        own = prepared.definition.isolation == "process"
+        own = prepared.isolation == "process"
         ends = clock.monotonic() + (0.0 if own else self.settings.grace)
         while not running.done():
             if self.seat.end_process is not None and clock.monotonic() >= ends:

@@ -52,8 +52,10 @@ RESULTS = 1 << 30
 class RunDriver(GraphSteps):
     """The driver of one claim of a run. ``spreads`` says that other workers may do steps of it."""
 
-    def begin(self, graph: Graph, context: dict[str, Any], *, spreads: bool) -> None:
+    def begin(self, graph: Graph, context: dict[str, Any], *, spreads: bool, runner: str) -> None:
         """What the driver of a graph needs besides an attempt's own."""
+        #: Whose workers the steps that are given away are for.
+        self.runner = runner
         self.graph = graph
         self.context = context
         self.spreads = spreads
@@ -339,13 +341,13 @@ class RunDriver(GraphSteps):
         claim = self.claim
         precedence = claim.order[0]
         lane = ids.lane(
-            "db", claim.queue_name, claim.slug,
+            self.runner, claim.queue_name, claim.slug,
             "-" if claim.version is None else f"v{claim.version}", "free",
         )  # fmt: skip
         return NewJob(
             id=unit_id, slug=claim.slug, kind=str(Kind.STEP), version=claim.version, queue_name=claim.queue_name,
             priority=-precedence, precedence=precedence, lane=lane, input="{}", parent=claim.job_id,
-            step_key=key_of(self.graph, work), turn=claim.order[1],
+            step_key=key_of(self.graph, work), turn=claim.order[1], runner=self.runner,
         )  # fmt: skip
 
     def _item_text(self, work: Work) -> str:

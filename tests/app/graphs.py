@@ -43,6 +43,12 @@ def _long(size: int) -> DAG:
     return dag
 
 
+celery_graph = (
+    DAG("celery-graph")
+    .step("one", lambda ctx: ctx.input["n"] + 1)
+    .step("two", lambda ctx: ctx.input["n"] + 2)
+    .step("both", lambda ctx: sum(ctx.previous_steps.values()), after=["one", "two"])
+)
 wide, wider, long = _wide(200), _wide(1000), _long(1000)
 #: Chains beside each other, which come together in the end.
 braid = DAG("braid")

@@ -17,6 +17,7 @@ from django_jobs.celery import publishing
 from django_jobs.models import Attempt, Job, OutboxMessage, Queue
 from django_jobs.store.outbox import Call
 from tests.app import jobs
+from tests.app.graphs import celery_graph, wide
 from tests.celery.brokers import Valkey
 from tests.celery.processes import Beat, CeleryWorker
 from tests.engine.processes import eventually, lines
@@ -89,6 +90,21 @@ def test_a_workflow_keeps_its_steps(fleet: CeleryWorker, marks: Path) -> None:
     assert gathered.result(timeout=SOON)[1] == [1, 2, 3]
     asynchronous = on_celery(jobs.async_steps).enqueue(n=2)
     assert asynchronous.result(timeout=SOON) == 6
+
+
+def test_a_graph_and_a_child_run_come_to_their_ends(fleet: CeleryWorker) -> None:
+    run = on_celery(celery_graph).enqueue(n=3)
+    assert run.result(timeout=SOON) == {"one": 4, "two": 5, "both": 9}
+
+
+def test_steps_of_a_graph_are_shared_by_the_processes(fleet: CeleryWorker, marks: Path) -> None:
+    run = on_celery(wide).enqueue(marks=str(marks))
+    assert run.result(timeout=SOON)["sum"] == 200
+    done = [line.split() for line in lines(marks)]
+    assert len(done) == 202
+    assert len({pid for _, pid in done}) == 2
+    units = Job.units.filter(parent=run, kind="step")
+    assert set(units.values_list("runner", flat=True)) == {"celery"}
 
 
 def test_delays_are_kept_by_the_database(fleet: CeleryWorker) -> None:
