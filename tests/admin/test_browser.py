@@ -90,6 +90,75 @@ def test_hostile_texts_run_nowhere(open_page: Any) -> None:
         assert page.locator("img[src=x]").count() == 0, name
 
 
+# --- live -------------------------------------------------------------------------------------
+
+#: The sum of what moved without anybody's doing since the page was loaded.
+WATCH_SHIFTS = """() => {
+    window.shifted = 0;
+    new PerformanceObserver((list) => list.getEntries().forEach((e) => { window.shifted += e.value; }))
+        .observe({ type: "layout-shift" });
+}"""
+REFRESH_OFTEN = """() => {
+    const control = document.querySelector("[data-dj-control]");
+    control.dataset.djEvery = 100;
+    const box = control.querySelector("input");
+    box.click();
+    box.click();
+}"""
+
+
+@pytest.mark.once
+def test_a_list_keeps_itself_up_to_date_and_disturbs_nobody(open_page: Any) -> None:
+    jobs = [shop.make_job(f"task_{number}") for number in range(45)]
+    page = open_page(reverse("admin:django_jobs_job_changelist"))
+    page.wait_for_selector("[data-dj-control]:not([hidden])")
+    link = page.locator("#result_list th a", has_text="task_3").last
+    link.focus()
+    page.evaluate("scrollTo(0, 400)")
+    page.evaluate(WATCH_SHIFTS)
+    page.evaluate(REFRESH_OFTEN)
+    link.focus()
+    Job.objects.filter(pk=jobs[44].pk).update(status="paused")
+    page.locator("#result_list .dj-paused").wait_for(timeout=10_000)
+    assert page.evaluate("document.activeElement.textContent").strip().startswith("task_3")
+    assert page.evaluate("scrollY") == 400
+    assert page.evaluate("shifted") == 0
+    # A new row moves the others down; the boxes still belong to their rows.
+    new = shop.make_job("the_newest")
+    page.locator("#result_list", has_text="the_newest").wait_for(timeout=10_000)
+    first = page.locator("#result_list tbody tr").first
+    assert first.locator("input.action-select").input_value() == str(new.pk)
+    # While a row is ticked nothing changes under the operator's hands.
+    first.locator("input.action-select").check()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    Job.objects.filter(pk=new.pk).update(status="paused")
+    page.wait_for_timeout(700)
+    assert first.locator(".dj-pending").count() == 1
+    assert len(asked) <= 1
+    first.locator("input.action-select").uncheck()
+    first.locator(".dj-paused").wait_for(timeout=10_000)
+    page.locator("#action-toggle").check()
+    assert page.locator("input.action-select:checked").count() == 46
+
+
+@pytest.mark.once
+def test_an_operator_runs_a_task_by_its_form(open_page: Any) -> None:
+    task = Task.objects.create(slug="add", kind="task")
+    page = open_page(reverse("admin:django_jobs_task_change", args=[task.pk]))
+    page.get_by_role("link", name="Run…").click()
+    page.get_by_label("A", exact=True).fill("1")
+    wrong = look_at(page, "run-form")
+    page.get_by_role("button", name="Run", exact=True).click()
+    assert page.get_by_text("This field is required.").count() == 1
+    wrong |= look_at(page, "run-form-wrong")
+    page.get_by_label("B", exact=True).fill("2")
+    page.get_by_role("button", name="Run", exact=True).click()
+    page.locator(".dj-heading").wait_for()
+    assert Job.objects.get().input == {"a": 1, "b": 2}
+    assert wrong == {}
+
+
 # --- acting -----------------------------------------------------------------------------------
 
 

@@ -64,7 +64,7 @@ def test_buttons_are_those_that_would_change_the_job(login: Login, status: Statu
 
 def test_run_now_is_offered_only_where_it_would_hasten_something(login: Login) -> None:
     due, slept = shop.make_job(), shop.make_job(status=Status.SLEEPING)
-    Job.units.filter(pk=slept.pk).update(run_after=clock.now() + timedelta(hours=1))
+    Job.units.filter(pk=slept.pk).update(run_after=clock.now() + timedelta(hours=1), gate="wait")
     shop.TaskStatus.objects.create(
         job=slept, step_key="k", step_id="nap", slug="sleep", kind="sleep", status="sleeping"
     )
