@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from django_jobs import jsonvalues
+from django_jobs import ids, jsonvalues
 from django_jobs.lifecycle import FINAL, Kind
 from django_jobs.store.session import Session
 from django_jobs.store.waking import wake
@@ -42,19 +42,19 @@ def send(
 
 def broadcast(session: Session, name: str, payload: str, key_hash: str | None) -> list[UUID]:
     """Store an event for every run that waits for ``name`` now; those reached, or those of the first time."""
-    if key_hash is not None and not session.run(
-        "{insert_ignore} {broadcast} (key_hash, receivers, sent_at) "
-        "VALUES (%(hash)s, {json(receivers)}, {now}) {ignore_conflict}",
-        hash=key_hash, receivers="[]",
-    ):  # fmt: skip
-        return _first_receivers(session, key_hash)
+    if key_hash is not None:
+        session.dialect.lock_name(session, ids.lane("broadcast", key_hash))
+        before = _first_receivers(session, key_hash)
+        if before is not None:
+            return before
     reached = _waiting(session, name)
     _insert(session, reached, name, payload, None)
     wake(session, reached)
-    if key_hash is not None and reached:
+    if key_hash is not None:
+        listed = jsonvalues.dumps([str(one) for one in reached], what="receivers", limit=1 << 30)
         session.run(
-            "UPDATE {broadcast} SET receivers = {json(receivers)} WHERE key_hash = %(hash)s",
-            hash=key_hash, receivers=jsonvalues.dumps([str(one) for one in reached], what="receivers", limit=1 << 30),
+            "INSERT INTO {broadcast} (key_hash, receivers, sent_at) VALUES (%(hash)s, {json(receivers)}, {now})",
+            hash=key_hash, receivers=listed,
         )  # fmt: skip
     return reached
 
@@ -64,11 +64,12 @@ def _is_known(session: Session, key_hash: str) -> bool:
     return found is not None
 
 
-def _first_receivers(session: Session, key_hash: str) -> list[UUID]:
+def _first_receivers(session: Session, key_hash: str) -> list[UUID] | None:
+    """Who was reached under this key, None where it is new."""
     row = session.one(
         "SELECT {text(receivers)} FROM {broadcast} WHERE key_hash = %(hash)s", hash=key_hash
     )
-    return [UUID(one) for one in jsonvalues.loads(row[0])] if row is not None else []
+    return None if row is None else [UUID(one) for one in jsonvalues.loads(row[0])]
 
 
 def _insert(
