@@ -57,23 +57,25 @@ def _supervise(weeks: float, start: datetime) -> int:
         )
 
     running = {number: begin(number) for number in progress}
-    deadline = {number: time.monotonic() + dice.uniform(4, 9) for number in progress}
+    # So many ticks lives each of them.
+    left = {number: dice.randint(10, 60) for number in progress}
     while running:
         for number, process in list(running.items()):
             assert process.stdout is not None
             line = process.stdout.readline()
             if line:
                 progress[number] = datetime.fromisoformat(line.strip())
-            elif process.wait() in (0, -9):
-                del running[number]
-                if process.returncode == -9:
-                    running[number] = begin(number)
-                    deadline[number] = time.monotonic() + dice.uniform(4, 9)
-            else:
-                raise SystemExit(f"a scheduler ended with {process.returncode}")
-            if time.monotonic() > deadline[number] and process.poll() is None:
-                process.kill()
+                left[number] -= 1
+                if not left[number]:
+                    time.sleep(dice.uniform(0, 0.05))
+                    process.kill()
+            elif process.wait() == -9:
                 kills += 1
+                running[number], left[number] = begin(number), dice.randint(10, 60)
+            elif process.returncode:
+                raise SystemExit(f"a scheduler ended with {process.returncode}")
+            else:
+                del running[number]
     return kills
 
 
