@@ -190,6 +190,8 @@ class Child:
             try:
                 if not self._is_registered and not self._told.is_set():
                     self._register(session)
+                if self._lost:
+                    session.one("SELECT 1")  # a round with nothing to do would take it for back
                 if clock.monotonic() >= self._next_pulse:
                     self._pulse(session)
                 self._round(session)

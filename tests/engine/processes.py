@@ -132,10 +132,15 @@ class RunJobs:
     """One ``manage.py runjobs``; its supervisor and its children form a process group."""
 
     def __init__(
-        self, log: Path, *arguments: object, database: dict[str, Any] | None = None, **settings: Any
+        self,
+        log: Path,
+        *arguments: object,
+        database: dict[str, Any] | None = None,
+        env: dict[str, str] | None = None,
+        **settings: Any,
     ) -> None:
         self.log = log
-        env = subprocess_env(TEST_JOBS=json.dumps({**QUICK, **settings}))
+        env = {**subprocess_env(TEST_JOBS=json.dumps({**QUICK, **settings})), **(env or {})}
         if database is not None:
             env["TEST_DB"] = json.dumps(database)
         with log.open("wb") as output:

@@ -162,3 +162,31 @@ def test_killed_sessions_cost_nothing(server: Server, tmp_path: Path) -> None:
     assert worker.wait() == 0, worker.output()
     assert Counter(lines(marks)) == Counter(f"job-{n}" for n in range(400))
     assert not Job.objects.using(ALIAS).filter(crashes__gt=0).exists()
+
+
+def test_c5_a_worker_starts_and_stops_while_the_database_is_away(
+    server: Server, tmp_path: Path
+) -> None:
+    """C5, W7: it waits for the database to come, and does not wait for it in order to end."""
+    marks, release = tmp_path / "marks", tmp_path / "release"
+    job = jobs.hold.using(database=ALIAS).enqueue(marks=str(marks), release=str(release))
+    connections[ALIAS].close()
+    server.crash()
+    worker = RunJobs(tmp_path / "log", database=server.settings, GRACE=1.0)
+    eventually(lambda: "database is lost" in worker.output(), "it says that it waits")
+    server.start()
+    eventually(lambda: lines(marks), "the job runs")
+    server.crash()
+    worker.terminate()
+    assert worker.wait() == 0, worker.output()
+    assert "Traceback" not in worker.output()
+    assert "ended by" not in worker.output()
+    assert worker.output().count("database is lost") <= 3
+    server.start()
+    release.touch()
+    successor = RunJobs(tmp_path / "successor", database=server.settings)
+    eventually(lambda: completed() == 1, "another worker does the job")
+    successor.terminate()
+    assert successor.wait() == 0, successor.output()
+    job.refresh_from_db()
+    assert (job.attempts, len(lines(marks))) == (1, 2)

@@ -287,7 +287,7 @@ def test_l5_a_row_that_somebody_has_locked_keeps_no_other_lease_from_renewal() -
     with transaction.atomic():
         Job.units.select_for_update().get(pk=locked.job_id)
         thread = in_thread(beat)
-        thread.join(20)
+        thread.join(5)
         assert not thread.is_alive()
     soon = Job.units.filter(lease_expires_at__lt=clock.now() + timedelta(seconds=6))
     assert [job.pk for job in soon] == [locked.job_id]

@@ -50,16 +50,21 @@ class Damage:
 
 
 CLAIMABLE = "django_jobs/store/claimable.py"
+ADMISSION = "django_jobs/store/admission.py"
 CLAIMS = "django_jobs/store/claims.py"
 ENDINGS = "django_jobs/store/endings.py"
 EVENTS = "django_jobs/store/events.py"
 WAITS = "django_jobs/store/waits.py"
 WAKING = "django_jobs/store/waking.py"
+EXCHANGE = "django_jobs/store/exchange.py"
 LEASES = "django_jobs/store/leases.py"
 PERMITS = "django_jobs/store/permits.py"
+LEFTOVERS = "django_jobs/store/leftovers.py"
 POSTGRESQL = "django_jobs/store/dialects/postgresql.py"
 RECORD = "django_jobs/store/record.py"
 STEERING = "django_jobs/admin/steering.py"
+SESSION = "django_jobs/store/session.py"
+SQLITE = "django_jobs/store/dialects/sqlite.py"
 STEPS = "django_jobs/store/steps.py"
 ENQUEUEING = "django_jobs/enqueueing.py"
 OUTBOX = "django_jobs/store/outbox.py"
@@ -70,6 +75,7 @@ SCHEDULES = "django_jobs/store/schedules.py"
 SCHEDULE_SYNC = "django_jobs/store/schedule_sync.py"
 TICKING = "django_jobs/scheduling/ticking.py"
 TIMING = "django_jobs/definitions/timing.py"
+SUPERVISOR = "django_jobs/worker/supervisor.py"
 
 CLAIM_TESTS = "tests/engine/test_claim.py::test_"
 PERMIT_TESTS = "tests/engine/test_permits.py::test_"
@@ -77,6 +83,8 @@ TICK_TESTS = "tests/schedules/test_ticking.py::test_"
 RECOVERY_TESTS = "tests/engine/test_recovery.py::test_"
 WAIT_TESTS = "tests/waits/test_waits.py::test_"
 OUTBOX_TESTS = "tests/celery/test_outbox.py::test_"
+SUPERVISOR_TESTS = "tests/engine/test_supervisor.py::test_"
+MISBEHAVIOUR_TESTS = "tests/engine/test_misbehaviour.py::test_c6_"
 ZOMBIE = "tests/engine/test_zombie.py::test_l3_a_zombie_writes_nothing"
 
 
@@ -221,7 +229,13 @@ DAMAGES = [
     Damage(
         "permit-without-uniqueness",
         "L8",
-        [Edit(PERMITS, '"WHERE {permit}.lease_expires_at < {now} RETURNING id"', '"RETURNING id"')],
+        [
+            Edit(
+                ADMISSION,
+                "if len(self.taken) + self.without >= strictest:",
+                "if strictest < 1:",
+            )
+        ],
         [
             f"{PERMIT_TESTS}p6_of_one_key_one_job_is_claimed_at_a_time",
             f"{PERMIT_TESTS}p6_a_key_holds_over_slugs_and_queues",
@@ -427,5 +441,50 @@ DAMAGES = [
         "W6",
         [Edit(OUTBOX, '"AND (lease_expires_at IS NULL OR lease_expires_at < {now}) "', '""')],
         [f"{OUTBOX_TESTS}two_relays_send_a_message_once_and_a_dead_one_s_again"],
+    ),
+    Damage(
+        "prefetched-jobs-charged",
+        "L7",
+        [Edit(SUPERVISOR, "(only is not None or (job.job_id, job.fence) in running)", "bool(running)")],
+        [f"{RECOVERY_TESTS}l7_jobs_that_only_waited_in_a_killed_child_are_not_charged"],
+    ),
+    Damage(
+        "outcome-of-a-batch-unchecked",
+        "L3",
+        [Edit(EXCHANGE, "== len(ended)", ">= 0")],
+        [f"{ZOMBIE}[outcome Completed-task-retaken]"],
+        # One round trip, whose answer alone tells what was written, is PostgreSQL's.
+        database="postgresql",
+    ),
+    Damage(
+        "heartbeat-waits-for-a-locked-row",
+        "L5",
+        [Edit(LEASES, 'lock = "{lock_rows}" if patient else "{skip_locked}"', 'lock = "{lock_rows}"')],
+        [f"{RECOVERY_TESTS}l5_a_row_that_somebody_has_locked_keeps_no_other_lease_from_renewal"],
+        database="postgresql",
+    ),
+    Damage(
+        "replaced-process-without-successor",
+        "L7",
+        [Edit(SUPERVISOR, "if code in (REPLACED, REPLACED_FAILED) or not self", "if not self")],
+        [f"{SUPERVISOR_TESTS}once_goes_on_in_a_successor_of_a_process_that_had_its_share"],
+    ),
+    Damage(
+        "trouble-of-the-database-is-the-worker-s-end",
+        "W7",
+        [Edit(SQLITE, " or _name(error).startswith(TROUBLE)", "")],
+        ["tests/engine/test_trouble.py::test_w7_what_the_database_cannot_take_now_is_kept_and_costs_nobody"],
+    ),
+    Damage(
+        "session-left-to-the-next-handler",
+        "C6",
+        [Edit(LEFTOVERS, "            or not watch.is_unchanged(connection)\n", "")],
+        [f"{MISBEHAVIOUR_TESTS}what_a_handler_changes_of_its_session_ends_with_it"],
+    ),
+    Damage(
+        "transactional-step-writes-elsewhere",
+        "W4",
+        [Edit(SESSION, "if other is not self.connection:", "if other is None:")],
+        ["tests/engine/test_transactional.py::test_w4_a_transactional_step_writes_to_no_other_database"],
     ),
 ]  # fmt: skip
