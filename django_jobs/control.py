@@ -18,7 +18,7 @@ from django_jobs import enqueueing, ids, jsonvalues, lifecycle, signals
 from django_jobs.definitions import registry
 from django_jobs.enqueueing import Prepared
 from django_jobs.errors import ConfigurationError, DuplicateJob, InvalidInput, InvalidTransition
-from django_jobs.lifecycle import KEEP, REFUSE, Command, Status
+from django_jobs.lifecycle import KEEP, REFUSE, Command, Kind, Status
 from django_jobs.models import Job
 from django_jobs.store import commands, history
 from django_jobs.store.commands import ATTEMPTS_BEFORE, Done, Order
@@ -36,6 +36,7 @@ SIGNALS = {
     Command.PAUSE: signals.job_paused,
     Command.RESUME: signals.job_resumed,
     Command.CANCEL: signals.job_canceled,
+    Command.COMPENSATE: signals.run_compensating,
 }
 HINTS = {
     Command.RETRY: "rerun() makes a new job of it.",
@@ -72,6 +73,12 @@ def steer(
     Raises InvalidTransition, which names command and status, and Job.DoesNotExist.
     """
     order = _order(command, actor, reason, cascade, compensate)
+    if command == Command.COMPENSATE and job.kind != Kind.DAG:
+        raise InvalidTransition(
+            command,
+            job.status,
+            f"Only runs of a DAG have compensations, and {job.slug!r} is a {job.kind}.",
+        )
     alias = _alias(job)
     done = Session(alias).committed(lambda s: commands.apply(s, order, [job.pk]))
     if job.pk in done.refused:

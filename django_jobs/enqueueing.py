@@ -165,6 +165,10 @@ def _of_graph(dag: DAG, row: NewJob, context: Any) -> dict[str, Any]:
             raise ConfigurationError(
                 f"DAG {dag.slug!r}: step {step.id!r} is an HTTP step. HTTP steps are not in this release."
             )
+    if dag.on_complete is not None or dag.on_error is not None:
+        raise ConfigurationError(
+            f"DAG {dag.slug!r}: on_complete and on_error are not in this release: nobody would be told."
+        )
     if dag.spec is not None:
         row.spec = jsonvalues.dumps(dag.spec, what="spec")
         return {**dag.spec["context"], **(context or {})}

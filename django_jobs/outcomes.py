@@ -83,10 +83,35 @@ class HandedBack:
 
 
 @dataclass(frozen=True, slots=True)
+class Compensated:
+    """Every completed step of a failed run is undone; ``error`` is why it failed."""
+
+    error: ErrorDict
+
+
+@dataclass(frozen=True, slots=True)
+class CompensationFailed:
+    """A compensation failed for good; ``error`` is that of the compensation."""
+
+    error: ErrorDict
+
+
+@dataclass(frozen=True, slots=True)
+class Undoing:
+    """A run that is being undone is let go; a compensation is tried again after ``delay`` seconds."""
+
+    delay: float | None = None
+    reason: str = "waits for the next try of a compensation"
+
+
+@dataclass(frozen=True, slots=True)
 class Lost:
     """The lease is gone: nothing at all is written."""
 
     detail: dict[str, Any] = field(default_factory=dict)
 
 
-Outcome = Completed | TryAgain | Later | Failed | Canceled | Sleeping | Parked | HandedBack | Lost
+Outcome = (
+    Completed | TryAgain | Later | Failed | Canceled | Sleeping | Parked | HandedBack | Compensated | CompensationFailed
+    | Undoing | Lost
+)  # fmt: skip

@@ -120,6 +120,13 @@ class JobCommands:
         """Open a failed job again, due now: completed steps stay, the failed step's budget is whole."""
         return self._steer(Command.RETRY, actor=actor, reason=reason)
 
+    def compensate(self, *, actor: object = None, reason: str | None = None) -> Self:
+        """Undo the completed steps of this failed run of a graph, the last completed first."""
+        return self._steer(Command.COMPENSATE, actor=actor, reason=reason)
+
+    async def acompensate(self, **how: Any) -> Self:
+        return await sync_to_async(self.compensate)(**how)
+
     def rerun(
         self,
         *,
@@ -178,6 +185,12 @@ class JobCommands:
         for step in self.steps.exclude(step_id="").order_by("id"):  # type: ignore[attr-defined]
             status.setdefault(step.slug, {})[step.step_id] = step.as_status()
         return status
+
+    def as_dict(self) -> dict[str, Any]:
+        """Where it stands, with its steps in order of declaration, for callers of all kinds."""
+        from django_jobs.observe.shape import as_dict
+
+        return as_dict(self)  # type: ignore[arg-type]
 
     def result(self, timeout: float | timedelta | None = None) -> Any:
         """Wait until the job has ended and return its typed output.

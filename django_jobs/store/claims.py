@@ -82,6 +82,8 @@ class Claim:
     keeps_permit: bool = False
     #: Its place in the table of what this process really runs.
     charge: int | None = None
+    #: The run is being undone: nothing of it starts but compensations.
+    is_undoing: bool = False
     #: Set once the outcome is committed, where the handler's thread waits for that.
     acknowledged: threading.Event | None = None
 
@@ -472,7 +474,7 @@ def direct_params(
 
 def taken_directly(session: Session, rows: list[tuple[Any, ...]], worker: UUID) -> list[Claim]:
     """The claims of the rows that the direct statement returned, in order."""
-    claims = [_claim(session, row, worker) for row in rows]
+    claims = [claim_of(session, row, worker) for row in rows]
     claims.sort(key=_place_in_line)
     return claims
 
@@ -481,7 +483,7 @@ def _place_in_line(claim: Claim) -> tuple[Any, ...]:
     return (*claim.order[:3], claim.job_id.int)
 
 
-def _claim(session: Session, row: tuple[Any, ...], worker: UUID) -> Claim:
+def claim_of(session: Session, row: tuple[Any, ...], worker: UUID) -> Claim:
     values: list[Any] = [*row[:ORDER_FROM], worker, row[ORDER_FROM:]]
     if session.vendor != "postgresql":
         time, uuid = session.dialect.time, session.dialect.uuid
@@ -546,7 +548,7 @@ def read_claim(session: Session, job_id: UUID, fence: int, worker: UUID) -> Clai
         "AND status IN ('running', 'compensating')",
         id=job_id, fence=fence, worker=worker,
     )  # fmt: skip
-    claims = with_steps(session, [_claim(session, row, worker) for row in rows])
+    claims = with_steps(session, [claim_of(session, row, worker) for row in rows])
     for taken in claims:
         taken.held = permits.held(session, job_id, fence)
     return claims[0] if claims else None
@@ -570,7 +572,7 @@ def peek(session: Session, job_id: UUID) -> Peek | None:
     if not rows:
         return None
     [row] = rows
-    claim = _claim(session, row[:-1], job_id)
+    claim = claim_of(session, row[:-1], job_id)
     claim.steps = read_steps(session, [job_id]).get(job_id, [])
     return Peek(claim, jsonvalues.loads(row[-1]))
 

@@ -23,6 +23,7 @@ EVENTS = {
     Command.RETRY: "retried",
     Command.RUN_NOW: "run_now",
     Command.RERUN: "rerun",
+    Command.COMPENSATE: "compensating",
 }
 #: Due at once: a moment to come is now, one that has passed keeps its place in the line.
 DUE_NOW = (
@@ -40,6 +41,10 @@ SETS = {
     ),
     Command.RETRY: (
         "gate = 'open', due_at = {now}, fence = fence + 1, crashes = 0, finished_at = NULL, "
+        "lease_expires_at = NULL"
+    ),
+    Command.COMPENSATE: (
+        "gate = 'open', due_at = {now}, run_after = NULL, fence = fence + 1, finished_at = NULL, "
         "lease_expires_at = NULL"
     ),
 }
@@ -208,7 +213,14 @@ def _after_cancel(session: Session, moved: list[Seen]) -> None:
 
 
 def _after_retry(session: Session, moved: list[Seen]) -> None:
-    listed = [one.job_id for one in moved]
+    undone = [one.job_id for one in moved if one.status == Status.COMPENSATION_FAILED]
+    if undone:
+        session.run(
+            "UPDATE {taskstatus} SET status = 'pending', failures = 0, finished_at = NULL, wake_at = NULL "
+            "WHERE job_id {among(ids)} AND kind = 'compensation' AND status = 'failed'",
+            ids=undone,
+        )
+    listed = [one.job_id for one in moved if one.status != Status.COMPENSATION_FAILED]
     reset_failed_steps(session, listed)
     units.reopen(session, listed)
     _wake(session, moved)
@@ -225,6 +237,7 @@ FOLLOW: dict[Command, Callable[[Session, list[Seen]], None]] = {
     Command.RESUME: _wake,
     Command.CANCEL: _after_cancel,
     Command.RETRY: _after_retry,
+    Command.COMPENSATE: _wake,
 }
 
 

@@ -13,6 +13,8 @@ from django_jobs.errors import ErrorDict
 from django_jobs.lifecycle import AttemptStatus, Command, Gate, Status, StepStatus
 from django_jobs.outcomes import (
     Canceled,
+    Compensated,
+    CompensationFailed,
     Completed,
     Failed,
     HandedBack,
@@ -22,14 +24,16 @@ from django_jobs.outcomes import (
     Parked,
     Sleeping,
     TryAgain,
+    Undoing,
 )
-from django_jobs.store import commands, endings, history, jobs, permits, units, waits
+from django_jobs.store import commands, endings, history, jobs, permits, undoing, units, waits
 from django_jobs.store.claims import Claim
 from django_jobs.store.commands import Order
 from django_jobs.store.dialects.mysql import portions
 from django_jobs.store.dialects.postgresql import array_of, text_array_of
 from django_jobs.store.session import Session
 from django_jobs.store.steps import Answer, StepWrite, dump_error, write_steps
+from django_jobs.store.undoing import BeginUndo
 from django_jobs.store.units import CancelRun, Offer, UnitWrite, Withdraw
 from django_jobs.store.waits import Wait
 
@@ -72,6 +76,7 @@ class Finish:
 
 Item = (
     StepWrite
+    | BeginUndo
     | UnitWrite
     | Wait
     | Offer
@@ -162,6 +167,9 @@ def _write(session: Session, item: Item, owned: Owned) -> Answer:
             return waits.look(session, item, Status(status))
         case Offer():
             return units.offer(session, item, Status(status), notify=conf.get().notify)
+        case BeginUndo():
+            undoing.begin(session, item)
+            return "written" if status == Status.RUNNING else "paused"
         case Withdraw():
             units.withdraw(session, [item.claim.job_id], canceled=True, keep=item.over_failures)
         case CancelRun():
@@ -305,6 +313,11 @@ def _finish(session: Session, claim: Claim, outcome: Outcome, status: Status) ->
     """
     if status not in (Status.RUNNING, Status.COMPENSATING):
         return _finish_unsteered(session, claim, outcome, status)
+    if status == Status.COMPENSATING and not isinstance(
+        outcome, Compensated | CompensationFailed | Undoing | Lost
+    ):
+        # Whatever kept its driver from going on: somebody else does.
+        outcome = Undoing(0.0, getattr(outcome, "reason", type(outcome).__name__))
     match outcome:
         case Completed():
             _complete(session, claim, outcome)
@@ -355,11 +368,17 @@ def _finish(session: Session, claim: Claim, outcome: Outcome, status: Status) ->
             hand_back(
                 session, claim.job_id, claim.fence, reason=outcome.reason, worker=claim.worker
             )
+        case Compensated() | CompensationFailed():
+            undoing.end(session, claim, outcome)
+            close_attempt(session, claim.job_id, claim.fence, AttemptStatus.FAILED, outcome.error)
+        case Undoing():
+            undoing.let_go(session, claim, outcome)
+            close_attempt(session, claim.job_id, claim.fence, AttemptStatus.FAILED, None)
         case Lost():
             return "written"
         case _:
             assert_never(outcome)
-    is_end = isinstance(outcome, Completed | Failed | Canceled)
+    is_end = isinstance(outcome, Completed | Failed | Canceled | Compensated | CompensationFailed)
     _free(session, claim, final=is_end, busy=isinstance(outcome, Sleeping) and outcome.busy)
     if is_end:
         endings.claim_ended(session, claim)
@@ -520,6 +539,10 @@ def hand_back(
     moved = history.move(
         session, job_id, event="handed_back", frm=[Status.RUNNING], to=Status.PENDING, fence=fence, worker=worker,
         sets="gate = 'open', lease_expires_at = NULL, fence = fence + 1", detail={"reason": reason},
+    )  # fmt: skip
+    moved = moved or history.move(
+        session, job_id, event="handed_back", frm=[Status.COMPENSATING], to=Status.COMPENSATING, fence=fence,
+        worker=worker, sets="lease_expires_at = NULL, fence = fence + 1", detail={"reason": reason, "counted": 0},
     )  # fmt: skip
     if moved:
         close_attempt(session, job_id, fence, AttemptStatus.CANCELED, None)

@@ -126,7 +126,7 @@ class Drain:
             before, open_jobs = open_jobs, self._open_jobs()
             # A job that was put aside for want of a permit must not hide those behind it.
             if taken or open_jobs >= before:
-                return taken
+                return taken or self._batch.undoing(1)
 
     def _open_jobs(self) -> int:
         row = self._session.one(
@@ -137,7 +137,7 @@ class Drain:
     def _next_moment(self) -> datetime | None:
         """When something becomes due next: a job, or a lease that its holder left behind."""
         row = self._session.one(
-            "SELECT MIN(CASE WHEN run_after > {now} AND (status = 'sleeping' OR "
+            "SELECT MIN(CASE WHEN run_after > {now} AND (status IN ('sleeping', 'compensating') OR "
             "(status = 'pending' AND gate = 'timer')) THEN run_after END), "
             "MIN(CASE WHEN due_at > {now} AND status = 'pending' AND gate = 'open' THEN due_at END), "
             "MIN(CASE WHEN expires_at > {now} THEN expires_at END), "

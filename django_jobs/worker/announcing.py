@@ -9,7 +9,17 @@ from django.dispatch import Signal
 from django_jobs import signals
 from django_jobs.lifecycle import Kind
 from django_jobs.models import Job
-from django_jobs.outcomes import Canceled, Completed, Failed, Outcome, Parked, Sleeping, TryAgain
+from django_jobs.outcomes import (
+    Canceled,
+    Compensated,
+    CompensationFailed,
+    Completed,
+    Failed,
+    Outcome,
+    Parked,
+    Sleeping,
+    TryAgain,
+)
 from django_jobs.store.claims import Claim
 
 OUTCOME_SIGNALS: dict[type, Signal] = {
@@ -19,7 +29,14 @@ OUTCOME_SIGNALS: dict[type, Signal] = {
     Canceled: signals.job_canceled,
     Sleeping: signals.job_sleeping,
     Parked: signals.job_paused,
+    Compensated: signals.run_compensated,
+    CompensationFailed: signals.run_compensation_failed,
 }
+
+
+WITH_ERROR = (
+    signals.job_failed, signals.job_retrying, signals.run_compensated, signals.run_compensation_failed,
+)  # fmt: skip
 
 
 def started(alias: str, claim: Claim) -> None:
@@ -40,7 +57,7 @@ def ended(alias: str, claim: Claim, outcome: Outcome) -> None:
     if signal is None or not signal.receivers or claim.kind == Kind.STEP:
         return
     error = getattr(outcome, "error", None)
-    details = {"error": error} if signal in (signals.job_failed, signals.job_retrying) else {}
+    details = {"error": error} if signal in WITH_ERROR else {}
     _send(alias, signal, claim.job_id, **details)
 
 

@@ -19,7 +19,7 @@ from django_jobs.definitions import registry
 from django_jobs.lifecycle import Kind, Status
 from django_jobs.models import Worker
 from django_jobs.outcomes import Completed, Failed, HandedBack, Lost, Outcome
-from django_jobs.store import catalogue, leases, workers
+from django_jobs.store import catalogue, leases, undoing, workers
 from django_jobs.store.claims import Claim
 from django_jobs.store.exchange import exchange
 from django_jobs.store.record import Finish
@@ -280,6 +280,7 @@ class Child:
         room = self._room(leaving)
         if room > 0 and self.intake.wants_look:
             session.committed(self.intake.refresh)
+            self._take_undoing(session, room)
             if not self.intake.lanes:
                 self._run_dry(session)
         wants = room > 0 and bool(self.intake.lanes)
@@ -309,6 +310,30 @@ class Child:
             tell(entry, answer)
         if wants and len(taken) < room:
             self._run_dry(session)
+
+    def _take_undoing(self, session: Session, room: int) -> None:
+        """Runs that are being undone and lost their holder, or whose compensation is tried again now."""
+        sent = clock.monotonic()
+        lease = self.settings.lease
+        taken = session.committed(
+            lambda s: undoing.take(
+                s,
+                registry.codes(),
+                worker=self.id,
+                limit=room,
+                lease=lease,
+                queues=self.plan.queues,
+            )
+        )
+        for claim in taken:
+            claim.deadline = sent + lease * TRUSTED
+        if taken:
+            self._taken += len(taken)
+            self.intake.took()
+            self.hands.put(taken)
+        due = session.committed(undoing.seconds_to_next)
+        if due is not None:
+            self.intake.look_in(due)
 
     def _run_dry(self, session: Session) -> None:
         """The known lanes gave less than there is room for."""

@@ -55,7 +55,7 @@ def plan(claim: Claim, dag: DAG, environment: Environment) -> Plan | Outcome:
         return _plan_unit(claim, dag, graph, environment)
     driver = _driver(RunDriver, claim, dag, environment)
     context = jsonvalues.loads(claim.context) if claim.context else {}
-    driver.begin(graph, context, spreads=environment.spreads, runner=environment.runner)
+    driver.begin(dag, context, spreads=environment.spreads, runner=environment.runner)
     return Plan(driver, dag.is_async, _team(dag, environment))
 
 

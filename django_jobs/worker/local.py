@@ -20,7 +20,7 @@ from django_jobs.definitions import registry
 from django_jobs.lifecycle import Gate, Kind, Status
 from django_jobs.outcomes import Lost, Outcome
 from django_jobs.store import claims as claiming
-from django_jobs.store import leftovers, overview
+from django_jobs.store import leftovers, overview, undoing
 from django_jobs.store.claims import Claim
 from django_jobs.store.record import Finish
 from django_jobs.store.session import Session, engine_alias
@@ -68,7 +68,8 @@ def run_job(job_id: UUID | str, *, database: str | None = None) -> RunReport:
         return RunReport()
     batch.where = Q(pk=wanted)
     batch.prepare(only=wanted)
-    return batch.run(batch.claim_ids([wanted]), sequential=True)
+    claims = batch.claim_ids([wanted]) or batch.undoing(1, only=wanted)
+    return batch.run(claims, sequential=True)
 
 
 class Batch:
@@ -99,9 +100,21 @@ class Batch:
             return self.claim_ids(self._matching(), limit)
         chosen, _ = intake.mine(self.session.committed(claiming.lanes), self.queues)
         lease = self.settings.lease
-        return self.session.committed(
+        claims = self.session.committed(
             lambda s: claiming.claim(s, chosen, worker=self.worker, limit=limit, lease=lease)
         )
+        return claims + self.undoing(limit - len(claims))
+
+    def undoing(self, limit: int, only: UUID | None = None) -> list[Claim]:
+        """Take up to ``limit`` runs that are being undone and that nobody holds."""
+        if limit < 1:
+            return []
+        return self.session.committed(
+            lambda s: undoing.take(
+                s, registry.codes(), worker=self.worker, limit=limit, lease=self.settings.lease,
+                queues=self.queues, only=only,
+            )
+        )  # fmt: skip
 
     def claim_ids(self, wanted: list[UUID], limit: int | None = None) -> list[Claim]:
         """Take these jobs, or the first ``limit`` of them that nothing holds back."""

@@ -8,7 +8,15 @@ from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
 
-from django_jobs.outcomes import Canceled, Completed, Failed, Outcome, TryAgain
+from django_jobs.outcomes import (
+    Canceled,
+    Compensated,
+    CompensationFailed,
+    Completed,
+    Failed,
+    Outcome,
+    TryAgain,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +59,7 @@ class RunReport:
 
 NAMES: dict[type[Any], str] = {
     Completed: "completed", Failed: "failed", TryAgain: "retried", Canceled: "canceled",
+    Compensated: "failed", CompensationFailed: "failed",
 }  # fmt: skip
 
 
@@ -61,5 +70,7 @@ def count(outcomes: list[Outcome]) -> RunReport:
 
 def report_of(counts: Mapping[type[Any], int]) -> RunReport:
     """The report of so many outcomes of each kind."""
-    named: Any = {name: counts.get(kind, 0) for kind, name in NAMES.items()}
+    named: Any = dict.fromkeys(NAMES.values(), 0)
+    for kind, name in NAMES.items():
+        named[name] += counts.get(kind, 0)
     return RunReport(**named)

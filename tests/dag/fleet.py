@@ -10,7 +10,6 @@ from django_jobs.lifecycle import FINAL
 from django_jobs.models import Job
 from django_jobs.store import claims as claiming
 from django_jobs.store.session import Session, engine_alias
-from django_jobs.worker.intake import mine
 from django_jobs.worker.local import Batch
 
 #: Claims after which a run is taken for endless.
@@ -46,15 +45,12 @@ class Fleet:
         batch = Batch(self.session.alias, None, None)
         batch.spreads = True
         batch.prepare()
-        lanes, _ = mine(self.session.committed(claiming.lanes), None)
-        if not lanes:
-            return False
         due = [
             row.pk
             for row in Job.units.filter(status="pending", gate="open", due_at__lte=clock.now())
             if row.lease_expires_at is None
         ]
-        claims = batch.claim_ids([self.source.choice(due)]) if due else []
+        claims = batch.claim_ids([self.source.choice(due)]) if due else batch.undoing(1)
         if not claims:
             return False
         self.claims += claims

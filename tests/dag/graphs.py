@@ -64,7 +64,9 @@ def build(slug: str, wanted: list[Wish], log: Log, **options: Any) -> DAG:
             "optional": wish.optional,
             "run_if": "all_done" if wish.over_failures else None,
             "parallel": wish.parallel,
-            "retries": Retry(max_attempts=3, delay=10, jitter=0) if wish.deed == "flaky" else None,
+            "retries": Retry(max_attempts=3, delay=10, jitter=0)
+            if "flaky" in (wish.deed, wish.undo)
+            else None,
         }
         if wish.deed in ("maps", "empty map"):
             items = [10, 20, 30] if wish.deed == "maps" else []
@@ -180,6 +182,9 @@ def check_compensations(job: Job, wanted: list[Wish], log: Log, records: Any) ->
     completed = [
         name
         for name, record in sorted(records.items(), key=lambda pair: -(pair[1].done_no or 0))
-        if record.status == "completed" and name.isdecimal() and wanted[int(name)].undo
+        if record.status == "completed"
+        and name.isdecimal()
+        and wanted[int(name)].undo
+        and "map" not in wanted[int(name)].deed
     ]
     assert undone == completed

@@ -111,7 +111,7 @@ def run_many(wanted, source, dies):
 
 
 @pytest.mark.django_db
-@given(wishes(), st.integers(0, 2**32))
+@given(wishes(undo=True), st.integers(0, 2**32))
 @settings(
     max_examples=EXAMPLES, suppress_health_check=[HealthCheck.function_scoped_fixture], phases=QUICK
 )
@@ -120,7 +120,7 @@ def test_any_graph_spread_over_workers(wanted, seed):
 
 
 @pytest.mark.django_db
-@given(wishes(), st.integers(0, 2**32))
+@given(wishes(undo=True), st.integers(0, 2**32))
 @settings(
     max_examples=EXAMPLES, suppress_health_check=[HealthCheck.function_scoped_fixture], phases=QUICK
 )

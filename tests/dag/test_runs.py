@@ -438,3 +438,40 @@ def test_steps_of_one_run_overlap_in_threads(transactional_db):
     job = dag.enqueue()
     run_jobs()
     assert done(job).status == Status.COMPLETED
+
+
+def test_as_dict_tells_where_a_run_stands():
+    dag = (
+        DAG("shape", version="2")
+        .step("d", returns(1), after="c")
+        .step("a", returns({"n": 1}))
+        .step("skip", returns(1), when=lambda ctx: False)
+        .step("b", fails, after="a", optional=True)
+        .step("c", fails, after="a")
+    )
+    job = dag.enqueue(context={"shop": 1}, n=2)
+    before = job.as_dict()
+    assert before["status"] == "pending"
+    assert [step["status"] for step in before["steps"]] == ["pending"] * 5
+    drain()
+    told = done(job).as_dict()
+    assert told["id"] == str(job.pk)
+    assert (told["slug"], told["kind"], told["version"], told["status"]) == (
+        "shape",
+        "dag",
+        "2",
+        "failed",
+    )
+    assert (told["context"], told["input"], told["output"]) == ({"shop": 1}, {"n": 2}, None)
+    assert told["results"] == {"a": {"n": 1}}
+    assert told["completed_steps"] == ["a"]
+    assert told["failed_steps"] == ["b", "c"]
+    assert told["skipped_steps"] == ["skip"]
+    assert told["current_steps"] == []
+    assert told["error"]["step_id"] == "c"
+    assert [step["id"] for step in told["steps"]] == ["d", "a", "skip", "b", "c"]
+    first = told["steps"][0]
+    assert (first["status"], first["started_at"], first["attempts"]) == ("canceled", None, 0)
+    assert set(first) == {
+        "id", "slug", "kind", "status", "started_at", "finished_at", "attempts", "output", "error",
+    }  # fmt: skip

@@ -70,6 +70,9 @@ ENQUEUEING = "django_jobs/enqueueing.py"
 OUTBOX = "django_jobs/store/outbox.py"
 PUBLISHING = "django_jobs/celery/publishing.py"
 REPLAY = "django_jobs/workflows/replay.py"
+UNITS = "django_jobs/store/units.py"
+UNDO = "django_jobs/workflows/undo.py"
+COMMANDS = "django_jobs/store/commands.py"
 
 SCHEDULES = "django_jobs/store/schedules.py"
 SCHEDULE_SYNC = "django_jobs/store/schedule_sync.py"
@@ -486,5 +489,32 @@ DAMAGES = [
         "W4",
         [Edit(SESSION, "if other is not self.connection:", "if other is None:")],
         ["tests/engine/test_transactional.py::test_w4_a_transactional_step_writes_to_no_other_database"],
+    ),
+    Damage(
+        "unit-starts-whatever-its-run-says",
+        "C1",
+        [
+            Edit(UNITS, "    if run.status not in GOING:\n", "    if run.status in FINAL:\n"),
+            Edit(COMMANDS, "    units.withdraw(session, [one.job_id for one in moved])\n", ""),
+        ],
+        ["tests/dag/test_races.py::test_c1_a_unit_that_was_claimed_starts_nothing_once_its_run_is_paused"],
+    ),
+    Damage(
+        "driver-lets-go-without-looking",
+        "W1",
+        [Edit(RECORD, "is_due = is_due or found.seen != outcome.seen", "is_due = bool(is_due)")],
+        ["tests/dag/test_races.py::test_no_end_of_a_unit_is_lost_while_its_driver_lets_go"],
+    ),
+    Damage(
+        "compensation-runs-again",
+        "C3",
+        [
+            Edit(
+                UNDO,
+                "if undone is None or undone.status != StepStatus.COMPLETED:",
+                "if undone is None or undone.status:",
+            )
+        ],
+        ["tests/dag/test_sagas.py::test_a_compensation_that_finally_fails_stops_until_an_operator_retries"],
     ),
 ]  # fmt: skip

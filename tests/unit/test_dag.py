@@ -200,4 +200,7 @@ def test_http_steps_are_refused_at_enqueue(db):
         dag.enqueue()
     with pytest.raises(ConfigurationError, match="not in this release"):
         enqueue("http.one")
+    told = DAG("told", on_error="https://example.com/").step("a", one)
+    with pytest.raises(ConfigurationError, match="on_error"):
+        told.enqueue()
     assert not Job.objects.exists()
