@@ -33,6 +33,11 @@ except ProcessLookupError:
 """
 
 
+def is_required(name: str) -> bool:
+    """Whether ``TEST_REQUIRE`` names this: something that the suite leaves to ``.ci/run``."""
+    return name in os.environ.get("TEST_REQUIRE", "").split(",")
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

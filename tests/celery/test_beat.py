@@ -17,7 +17,7 @@ from django_jobs import clock, task
 from django_jobs.celery import beat_schedule, publishing, tick
 from django_jobs.celery.beat import JobsScheduler
 from django_jobs.models import Job, Schedule, Tick
-from tests.celery.brokers import Valkey
+from tests.celery.brokers import Valkey, is_required
 from tests.celery.processes import Beat
 from tests.engine.processes import eventually
 
@@ -134,6 +134,9 @@ def test_ticks_do_the_same_work(celery_app: Any) -> None:
 
 
 @pytest.mark.once
+@pytest.mark.skipif(
+    not is_required("beats"), reason="left to .ci/run; TEST_REQUIRE=beats runs it here"
+)
 def test_two_real_beats_fire_each_slot_once(
     beat: Callable[..., Beat], broker: Valkey, tmp_path: Path
 ) -> None:

@@ -6,7 +6,6 @@ and makes it a failure that one of them cannot be had.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import pytest
 from django_jobs.celery import publishing
 from django_jobs.models import Job
 from tests.app import jobs
-from tests.celery.brokers import SQS, RabbitMQ
+from tests.celery.brokers import SQS, RabbitMQ, is_required
 from tests.celery.chaos import SETTINGS, Storm
 from tests.celery.processes import Beat, CeleryProcess, CeleryWorker
 from tests.engine.processes import eventually, lines
@@ -29,7 +28,7 @@ KINDS: dict[str, Any] = {"rabbitmq": RabbitMQ, "sqs": SQS}
 def other(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A broker that is not Valkey, started."""
     name, kind = request.param, KINDS[request.param]
-    if name not in os.environ.get("TEST_REQUIRE", "").split(","):
+    if not is_required(name):
         pytest.skip(f"{name} is left to .ci/run; TEST_REQUIRE={name} runs it here")
     assert kind.is_there(), f"{name} is required, and not installed here"
     for key, value in SQS.CREDENTIALS.items():

@@ -11,13 +11,19 @@ import pytest
 from django_jobs import JobFailed
 from django_jobs.celery import publishing
 from tests.app import jobs
+from tests.celery.brokers import is_required
 from tests.celery.processes import CeleryWorker
 from tests.engine.processes import eventually, lines
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.once]
 
 
-@pytest.mark.parametrize("pool", ["threads", "solo"])
+SOLO = pytest.mark.skipif(
+    not is_required("solo"), reason="left to .ci/run; TEST_REQUIRE=solo runs it here"
+)
+
+
+@pytest.mark.parametrize("pool", ["threads", pytest.param("solo", marks=SOLO)])
 def test_jobs_runs_and_limits_in_other_pools(
     pool: str, celery_app: Any, worker: Callable[..., CeleryWorker], marks: Path, release: Path
 ) -> None:
