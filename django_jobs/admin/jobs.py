@@ -79,6 +79,8 @@ class JobAdmin(SteeringAdmin, SendingAdmin, ReadOnlyAdmin):
         """A link for each status; with numbers where nothing else narrows the list."""
         chosen = changelist.params.get("status")
         narrowed = any(v for name, v in changelist.params.items() if name != "status")
+        # Of runs alone they could be counted by looking at each job only.
+        narrowed = narrowed or bool(self.opts.proxy)
         counts = {} if narrowed else stats.status_counts(changelist.root_queryset)
         shown = [
             status

@@ -12,9 +12,13 @@ from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils.text import capfirst
 
+from django_jobs.admin.filters import ChoiceFilter
+from django_jobs.models import Job
 from django_jobs.observe.stats import COUNT_LIMIT, capped_count
 
 OLDER, NEWER = "before", "after"
+#: Jobs that one page looks through where no index serves its filters.
+LOOKED_THROUGH = 20_000
 
 
 class TitledChangeList(ChangeList):
@@ -34,6 +38,8 @@ class KeysetChangeList(TitledChangeList):
     newest_query: str | None = None
     #: Whether there are more rows than ``result_count`` says.
     count_is_capped = False
+    #: Where the jobs that this page looks through end; None where it looks through all.
+    edge: Any = None
 
     def __init__(self, request: HttpRequest, *args: Any, **kwargs: Any) -> None:
         self._cursors = {name: request.GET.get(name) for name in (OLDER, NEWER)}
@@ -58,10 +64,15 @@ class KeysetChangeList(TitledChangeList):
             rows, more = self._page(None, None)
         if rows and (more or after is not None):
             self.older_query = self.get_query_string({OLDER: rows[-1].pk})
+        elif self.edge is not None and after is None:
+            self.older_query = self.get_query_string({OLDER: self.edge})
         if rows and (before is not None or after is not None):
             self.newer_query = self.get_query_string({NEWER: rows[0].pk})
+        elif self.edge is not None and after is not None:
+            self.newer_query = self.get_query_string({NEWER: self.edge})
         if before is not None or after is not None:
             self.newest_query = self.get_query_string()
+        self.found_rows = rows
         self._count(len(rows) if self.newest_query is None and not more else None)
         self.result_list = rows
         self.show_full_result_count = False
@@ -74,6 +85,9 @@ class KeysetChangeList(TitledChangeList):
     def _page(self, before: Any, after: Any) -> tuple[list[Any], bool]:
         """The rows of one page, newest first, and whether more follow in the direction asked for."""
         page, size = self.queryset, self.list_per_page
+        self.edge = self._edge(before, after) if self.is_bounded else None
+        if self.edge is not None:
+            page = page.filter(**{"pk__gte" if before or not after else "pk__lte": self.edge})
         if before is not None:
             page = page.filter(pk__lt=before)
         elif after is not None:
@@ -83,7 +97,39 @@ class KeysetChangeList(TitledChangeList):
         rows = rows[:size]
         return (rows[::-1] if before is None and after is not None else rows), more
 
+    @property
+    def is_bounded(self) -> bool:
+        """Whether the database may have to look at every row to find those of one page."""
+        active = [
+            spec for spec in self.filter_specs if isinstance(spec, ChoiceFilter) and spec.value()
+        ]
+        indexed = (
+            sum(spec.indexed for spec in active) + bool(self.query) + ("status" in self.params)
+        )
+        return any(not spec.indexed for spec in active) or indexed > 1
+
+    def _edge(self, before: Any, after: Any) -> Any:
+        """The last id of those that are looked through from here; None where fewer are left."""
+        # Units of runs are among them: so an index of ids alone answers.
+        units: Any = Job.units
+        found = units.using(self.queryset.db)
+        if before is None and after is not None:
+            found = found.filter(pk__gt=after).order_by("pk")
+        else:
+            found = (
+                found.order_by("-pk")
+                if before is None
+                else found.filter(pk__lt=before).order_by("-pk")
+            )
+        ids = found.values_list("pk", flat=True)[LOOKED_THROUGH - 1 : LOOKED_THROUGH]
+        return next(iter(ids), None)
+
     def _count(self, known: int | None) -> None:
+        if self.is_bounded:
+            # No count, and no promise: what this page has, and whether there may be more.
+            self.result_count = len(self.found_rows)
+            self.count_is_capped = self.edge is not None or known is None
+            return
         found = capped_count(self.queryset) if known is None else known
         self.result_count = min(found, COUNT_LIMIT)
         self.count_is_capped = found > COUNT_LIMIT

@@ -40,7 +40,7 @@ STICKS_OUT = """() => {
 }"""
 #: Texts that do not fit into their own box although nothing lets them scroll.
 CUT = """() => [...document.querySelectorAll(
-        ".dj-badge, .dj-facts dd, .dj-tabs a, .dj-table td, .dj-table th, #result_list td, #result_list th"
+        ".dj-badge, .dj-facts dd, .dj-row, fieldset, .dj-tabs a, .dj-table td, .dj-table th, #result_list td, #result_list th"
     )]
     .filter((n) => n.offsetParent && n.clientWidth > 0 && n.scrollWidth > n.clientWidth + 1)
     .map((n) => n.className + ": " + n.textContent.trim())"""
