@@ -103,9 +103,9 @@ def _in_one_trip(
         params = claiming.direct_params(chosen, worker=worker, limit=limit, lease=lease)
         statements.append((claiming.TAKE_DIRECT, params))
     results = iter(session.together(statements))
-    statuses = statuses_of(next(results).fetchall()) if steps else {}
-    all_done = not ended or next(results).rowcount == len(ended)
-    taken = claiming.taken_directly(session, next(results).fetchall(), worker) if chosen else []
+    statuses = statuses_of(next(results).rows) if steps else {}
+    all_done = not ended or next(results).touched == len(ended)
+    taken = claiming.taken_directly(session, next(results).rows, worker) if chosen else []
     answers: list[Answer] = [
         answer(item, statuses) if isinstance(item, StepWrite) else "written" for item in items
     ]

@@ -16,6 +16,7 @@ from django.db import DEFAULT_DB_ALIAS, connections, router, transaction
 from django_jobs import conf
 from django_jobs.errors import ConfigurationError
 from django_jobs.store.dialects import dialect_of
+from django_jobs.store.trip import Answered, Link
 
 T = TypeVar("T")
 logger = logging.getLogger("django_jobs")
@@ -58,6 +59,7 @@ class Session:
         self.prepare = False
         #: How often a connection was lost; an answer to a commit may have been lost with it.
         self.reconnects = 0
+        self._link: Link | None = None
 
     @property
     def vendor(self) -> str:
@@ -140,32 +142,36 @@ class Session:
             self._roll_back()
             raise
 
-    def together(self, statements: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Any]:
-        """Run statements as one transaction in one round trip; the cursor of each. PostgreSQL only.
-
-        Rows arrive in the binary format: Django's own reader of timestamps, for the text format, is
-        written in Python and costs more than the rest of a row.
-        """
-        import psycopg
-
+    def together(self, statements: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Answered]:
+        """Run statements as one transaction in one round trip. PostgreSQL only."""
+        compiled = [(self.dialect.compile(template), params) for template, params in statements]
+        bound = [(one.sql, self.dialect.params(one, params)) for one, params in compiled]
+        if any(one.bound_now for one, _ in compiled):
+            # A test has stopped the clock: moments are values whose type the driver has to tell.
+            with self.transaction():
+                cursors = [self.execute(template, params) for template, params in statements]
+                return [
+                    Answered(one.fetchall() if one.description else [], one.rowcount)
+                    for one in cursors
+                ]
         self.connection.ensure_connection()
-        raw = self.connection.connection
-        cursors = []
+        opening: list[tuple[str, dict[str, Any]]] = [
+            (sql, {}) for sql in self.dialect.opening(TIME_LIMIT)
+        ]
         try:
-            with raw.pipeline():
-                for sql in self.dialect.begin(TIME_LIMIT).split("; "):
-                    raw.execute(sql)
-                for template, params in statements:
-                    statement = self.dialect.compile(template)
-                    cursor = psycopg.Cursor(raw)
-                    bound = self.dialect.params(statement, params)
-                    cursor.execute(statement.sql, bound, prepare=self.prepare or None, binary=True)
-                    cursors.append(cursor)
-                raw.execute("COMMIT")
+            answered = self._link_to_server().run(
+                [*opening, *bound, ("COMMIT", {})], prepare=self.prepare
+            )
         except BaseException:
             self._roll_back()
             raise
-        return cursors
+        return answered[len(opening) : -1]
+
+    def _link_to_server(self) -> Link:
+        raw = self.connection.connection
+        if self._link is None or self._link.raw is not raw:
+            self._link = Link(raw)
+        return self._link
 
     @contextmanager
     def limited_transaction(self, seconds: float) -> Iterator[None]:

@@ -134,6 +134,10 @@ class Dialect:
         """The statement that opens an engine transaction whose statements may take so many seconds."""
         return "BEGIN"
 
+    def opening(self, time_limit: float) -> list[str]:
+        """The same as single statements, for several in one round trip."""
+        return [self.begin(time_limit)]
+
     def transaction_limits(self, seconds: float) -> list[str]:
         """Statements that bound the open transaction; see :meth:`transaction_limits_end`."""
         return []

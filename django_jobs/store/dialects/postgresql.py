@@ -43,6 +43,11 @@ class PostgreSQL(Dialect):
         limit = int(time_limit * 1000)
         return f"BEGIN; SET LOCAL statement_timeout = {limit}; SET LOCAL enable_seqscan = off"
 
+    def opening(self, time_limit: float) -> list[str]:
+        limit = int(time_limit * 1000)
+        local = f"set_config('statement_timeout', '{limit}', true), set_config('enable_seqscan', 'off', true)"
+        return ["BEGIN", f"SELECT {local}"]
+
     def transaction_limits(self, seconds: float) -> list[str]:
         limit = max(int(seconds * 1000), 1)
         names = ("lock_timeout", "statement_timeout", "idle_in_transaction_session_timeout")
