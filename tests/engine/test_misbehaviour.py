@@ -177,6 +177,8 @@ def test_c6_ordinary_use_does_not_cost_the_connection(runjobs: Callable[..., Run
     made = jobs.which_connection.enqueue_many([{} for _ in range(5)])
     worker = kept_connections(runjobs, "--once", "--threads", 1)
     assert worker.wait() == 0, worker.output()
+    unwell = Job.objects.exclude(status=Status.COMPLETED)
+    assert list(unwell.values_list("status", "error__message")) == []
     assert len({Job.objects.get(pk=job.pk).output for job in made}) == 1
 
 
