@@ -20,6 +20,7 @@ from django_jobs.lifecycle import AttemptStatus, Kind, Status, StepStatus
 from django_jobs.models import Attempt, Event, HistoryEntry, Job, LogLine, Permit, TaskStatus
 from django_jobs.observe import history
 from django_jobs.observe.history import Rows
+from django_jobs.store.permits import queue_hash
 from django_jobs.store.session import Session
 
 #: Rows of one page of a large table, and findings of one kind that are listed.
@@ -86,6 +87,7 @@ def _all(session: Session) -> Iterator[Finding]:
     for page in history.pages(session.alias):
         yield from _of_jobs(session, page)
     yield from _permits(session)
+    yield from _overfull(session)
     yield from _ticks(session)
     yield from _dangling(session)
 
@@ -287,12 +289,12 @@ def _brief(numbers: list[int]) -> str:
 
 
 def _permits(session: Session) -> Iterator[Finding]:
-    """L8, P6: each permit is held by a live job under its fence, and none beyond the key's limit."""
+    """L8, P6: each permit is held by a live job under its fence, and none beyond its key's or queue's limit."""
     uuid, time = session.dialect.uuid, session.dialect.time
     for low, high in _ranges(session, Permit):
         rows = session.rows(
             "SELECT p.key_name, p.number, p.job_id, p.fence, p.lease_expires_at, j.status, j.fence, "
-            "j.lease_expires_at, j.key_limit, j.key_hold, j.finished_at, j.key_hash = p.key_hash FROM {permit} p "
+            "j.lease_expires_at, p.most, j.key_hold, j.finished_at, p.key_hash, j.key_hash, j.queue_name FROM {permit} p "
             "LEFT JOIN {job} j ON j.id = p.job_id WHERE p.id > %(low)s AND p.id <= %(high)s",
             low=low, high=high,
         )  # fmt: skip
@@ -308,16 +310,18 @@ def _permits(session: Session) -> Iterator[Finding]:
             limit,
             hold,
             ended,
-            same,
+            of_what,
+            key_hash,
+            queue_name,
         ) in rows:
             about = uuid(job_id)
             unit = f"permit {number} of {key!r} (fence {fence})"
             if status is None:
                 yield Finding("L8", about, f"{unit} is held by a job that does not exist")
                 continue
-            if not same:
+            if of_what not in (key_hash, queue_hash(queue_name)):
                 yield Finding("L8", about, f"{unit} is held by a job of another key")
-            if limit is not None and number > limit:
+            if number > limit:
                 yield Finding("P6", about, f"{unit} lies beyond the limit {limit}")
             held = time(lease)
             if ended is not None:
@@ -331,6 +335,18 @@ def _permits(session: Session) -> Iterator[Finding]:
                 yield Finding(
                     "L8", about, f"{unit} is held, but the job is {status} under fence {now_fence}"
                 )
+
+
+def _overfull(session: Session) -> Iterator[Finding]:
+    """P6: no key and no queue is held by more than any limit under which one was let in."""
+    rows = session.rows(
+        "SELECT key_name, COUNT(*), MAX(most) FROM {permit} "
+        "WHERE lease_expires_at IS NULL OR lease_expires_at >= {now} GROUP BY key_hash, key_name "
+        "HAVING COUNT(*) > MAX(most) LIMIT %(limit)s",
+        limit=LISTED + 1,
+    )
+    for key, count, most in rows:
+        yield Finding("P6", None, f"{count} jobs hold {key!r}, its limit is {most}")
 
 
 def _ticks(session: Session) -> Iterator[Finding]:

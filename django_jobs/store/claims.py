@@ -277,6 +277,11 @@ def claim(
     else:
         usable = _not_paused(session, chosen)
         most = limit if limited is None else min(limit, limited)
+        full = {name for name, room in _room_of_queues(session, usable).items() if room <= 0}
+        open_to = [lane for lane in usable if lane.queue_name not in full]
+        if len(open_to) < len(usable):
+            # Full queues are left alone, and cost the others nothing more.
+            return claim(session, open_to, worker=worker, limit=limit, lease=lease, limited=limited)
         claims = _take_in_order(
             session, usable, worker=worker, limit=limit, limited=most, lease=lease
         )

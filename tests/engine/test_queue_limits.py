@@ -9,6 +9,7 @@ from django.test import override_settings
 
 from django_jobs import Concurrency, clock, ids, run_job, run_jobs, task
 from django_jobs.models import Job, Permit, Queue
+from django_jobs.observe import health
 from django_jobs.outcomes import Completed, HandedBack
 from django_jobs.store import catalogue, claims, leases, permits, record
 from django_jobs.store.claims import Claim
@@ -225,3 +226,18 @@ def test_what_is_saved_by_hand_outlives_the_start_of_a_worker_and_what_is_set_up
         catalogue.sync()
     catalogue.sync()
     assert dict(Queue.objects.values_list("name", "limit")) == {"mail": 2, "plain": 5}
+
+
+def test_jobs_check_knows_the_units_of_queues_and_finds_what_must_not_be() -> None:
+    limited(1)
+    mail(2)
+    [held] = claim()
+    assert health.check().findings == []
+    unit = Permit.objects.get()
+    Permit.objects.create(
+        key_hash=unit.key_hash, key_name=unit.key_name, number=2, most=1, job_id=held.job_id,
+        fence=held.fence, lease_expires_at=unit.lease_expires_at,
+    )  # fmt: skip
+    told = [str(finding) for finding in health.check().findings]
+    assert any("lies beyond the limit 1" in line for line in told)
+    assert any("2 jobs hold 'mail'" in line for line in told)

@@ -20,7 +20,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=7)
     options = parser.parse_args(arguments)
     command = [
-        sys.executable, "-m", "pytest", "-q", "-s", "-n0", "-p", "no:timeout",
+        sys.executable, "-m", "pytest", "-q", "-s", "-n0", "--timeout=0",
         "tests/engine/test_limit_storm.py",
     ]  # fmt: skip
     env = {

@@ -51,6 +51,8 @@ class Damage:
 
 CLAIMABLE = "django_jobs/store/claimable.py"
 ADMISSION = "django_jobs/store/admission.py"
+FAIRNESS = "django_jobs/store/fairness.py"
+RATES = "django_jobs/store/rates.py"
 CLAIMS = "django_jobs/store/claims.py"
 ENDINGS = "django_jobs/store/endings.py"
 EVENTS = "django_jobs/store/events.py"
@@ -81,6 +83,7 @@ TIMING = "django_jobs/definitions/timing.py"
 SUPERVISOR = "django_jobs/worker/supervisor.py"
 
 CLAIM_TESTS = "tests/engine/test_claim.py::test_"
+QUEUE_TESTS = "tests/engine/test_queue_limits.py::test_"
 PERMIT_TESTS = "tests/engine/test_permits.py::test_"
 TICK_TESTS = "tests/schedules/test_ticking.py::test_"
 RECOVERY_TESTS = "tests/engine/test_recovery.py::test_"
@@ -230,7 +233,7 @@ DAMAGES = [
         ["tests/engine/test_replay.py::test_p5_a_completed_step_is_answered_from_the_store"],
     ),
     Damage(
-        "permit-without-uniqueness",
+        "permit-without-count",
         "L8",
         [
             Edit(
@@ -242,7 +245,43 @@ DAMAGES = [
         [
             f"{PERMIT_TESTS}p6_of_one_key_one_job_is_claimed_at_a_time",
             f"{PERMIT_TESTS}p6_a_key_holds_over_slugs_and_queues",
+            f"{QUEUE_TESTS}no_more_than_the_limit_are_claimed_whoever_asks",
         ],
+    ),
+    Damage(
+        "queue-limit-blind-to-those-without-a-unit",
+        "P6",
+        [Edit(ADMISSION, "            pools[permits.queue_hash(name)].without += 1\n", "            pass\n")],
+        [f"{QUEUE_TESTS}jobs_that_began_before_their_queue_had_a_limit_count"],
+    ),
+    Damage(
+        "direct-claim-of-a-limited-queue",
+        "P6",
+        [Edit(CLAIMS, "(q.paused OR q.job_limit IS NOT NULL)", "q.paused")],
+        [f"{QUEUE_TESTS}a_worker_that_has_not_heard_of_the_limit_keeps_it"],
+        database="postgresql",
+    ),
+    Damage(
+        "holder-goes-on-without-its-permit",
+        "P6",
+        [Edit(LEASES, "if claim.held and not permits.renew(session, claim, lease) and claim.job_id in held:",
+              "permits.renew(session, claim, lease)\n        if False:")],
+        [f"{QUEUE_TESTS}a_holder_whose_unit_went_to_another_is_told_to_stop"],
+    ),
+    Damage(
+        "rate-without-window",
+        "P6",
+        [Edit(RATES, "if self.used < self.room:", "if True:")],
+        [
+            "tests/engine/test_rates.py::test_a_job_over_the_rate_stays_pending_and_runs_as_soon_as_it_fits",
+            "tests/engine/test_rates.py::test_the_window_slides",
+        ],
+    ),
+    Damage(
+        "turns-in-order-of-arrival",
+        "P9",
+        [Edit(FAIRNESS, "row.turn = first + place", "row.turn = 0")],
+        ["tests/engine/test_fair_share.py::test_a_tenant_with_many_jobs_does_not_delay_one_with_few"],
     ),
     Damage(
         "release-of-somebody-elses-permit",
