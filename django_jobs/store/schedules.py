@@ -153,13 +153,15 @@ def tick(
     session: Session, schedule: int, slot: datetime, outcome: str, job: UUID | None = None
 ) -> bool:
     """Write that a slot was dealt with; False where that was written before."""
+    # Without a job the column is left out: MariaDB tells its own new row by the values, and NULL equals nothing.
+    column, value = ("", "") if job is None else ("job_id, ", "%(job)s, ")
     return bool(
         session.run(
-            "{insert_ignore} {tick} (schedule_id, slot, job_id, outcome, created_at) "
-            "VALUES (%(schedule)s, %(slot)s, %(job)s, %(outcome)s, {now}) {ignore_conflict}",
+            f"{{insert_ignore}} {{tick}} (schedule_id, slot, {column}outcome, created_at) "
+            f"VALUES (%(schedule)s, %(slot)s, {value}%(outcome)s, {{now}}) {{ignore_conflict}}",
+            **({} if job is None else {"job": job}),
             schedule=schedule,
             slot=slot,
-            job=job,
             outcome=outcome,
         )
     )
