@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import measures, report, runner, targets
+from benchmarks import measures, report, revision, runner, targets
 from benchmarks.environments import OURS, PEERS
 
 MEASURES = list(measures.MEASURES.values())
@@ -157,3 +157,48 @@ def test_the_page_names_commit_date_machine_settings_and_command() -> None:
         assert part in page
     assert "pgqueuer¹" in page
     assert "| bulk | django_jobs ÷ pgqueuer = 2.00, target 1 | yes |" in page
+
+
+def test_our_sides_are_paired_with_themselves_at_an_earlier_commit() -> None:
+    one = measures.MEASURES["pending"]
+    pairs = revision.beside(one, "abc1234", Path("/there"))
+    assert len(pairs.contenders) == 2 * sum(c.system == OURS.name for c in one.contenders)
+    now, then = pairs.contenders[:2]
+    assert then.label == f"{now.label} at abc1234"
+    assert then.request == {**now.request, "package": "/there"}
+    targets_ = revision.targets_against(pairs, "abc1234")
+    assert (targets_[0].ours, targets_[0].peer, targets_[0].ratio) == (now.label, then.label, 0.95)
+
+
+def test_what_is_over_a_twentieth_worse_than_it_was_is_missed() -> None:
+    one = revision.beside(measures.MEASURES["sqlite"], "abc1234", Path("/there"))
+    rows = [
+        made_row("django_jobs", 90.0, system="django_jobs"),
+        made_row("django_jobs at abc1234", 100.0, system="django_jobs"),
+    ]
+    [verdict] = report.verdicts(one, rows, revision.targets_against(one, "abc1234"))
+    assert not verdict.met
+    rows[0] = made_row("django_jobs", 96.0, system="django_jobs")
+    [verdict] = report.verdicts(one, rows, revision.targets_against(one, "abc1234"))
+    assert verdict.met
+
+
+def test_results_are_kept_in_pieces_and_make_one_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "CACHE", tmp_path)
+    monkeypatch.setattr(report, "PAGE", tmp_path / "page.md")
+    monkeypatch.setattr(report, "IMAGES", tmp_path / "images")
+    rows = [made_row("django_jobs", 10.0, system="django_jobs"), made_row("pgqueuer", 5.0)]
+    for name in ("enqueue", "bulk"):
+        report.remember(
+            report.Section(name, rows, "abc1234", "2026-01-02", name, 3, "2 cores", "SQLite", {})
+        )
+    assert command.main(["--page"]) == 0
+    page = (tmp_path / "page.md").read_text()
+    assert page.index("## Enqueue one by one") < page.index("## Enqueue 10,000 in bulk")
+    assert {path.name for path in (tmp_path / "images").iterdir()} == {
+        "benchmark-enqueue.svg", "benchmark-bulk.svg",
+    }  # fmt: skip
+    report.forget()
+    assert report.remembered() == {}
