@@ -6,3 +6,7 @@ AVAILABLE = (
     "AND ({job}.expires_at IS NULL OR {job}.expires_at > {now} OR {job}.started_at IS NOT NULL)"
 )
 CLAIMABLE = AVAILABLE.replace("IN ('open', 'permit', 'rate')", "= 'open'")
+
+#: The rows of the index of times to come, in the very words of that index: SQLite reads a partial index
+#: only where it finds each of its terms, and the whole table otherwise.
+TIMED = "(status = 'sleeping' OR (gate = 'timer' AND status = 'pending'))"

@@ -13,7 +13,7 @@ from django_jobs import failpoints, jsonvalues
 from django_jobs.errors import ErrorDict
 from django_jobs.lifecycle import AttemptStatus, Kind, Status
 from django_jobs.store import admission, fairness, history, permits, rates
-from django_jobs.store.claimable import AVAILABLE, CLAIMABLE
+from django_jobs.store.claimable import AVAILABLE, CLAIMABLE, TIMED
 from django_jobs.store.session import Session
 from django_jobs.store.waking import wake_due
 
@@ -142,7 +142,7 @@ ORDER_FROM = 19
 ROUNDS = 40
 #: When something becomes due that waits for its time, or for its rate.
 MOMENTS = (
-    "SELECT MIN(run_after) AS moment FROM {job} WHERE status = 'sleeping' OR (status = 'pending' AND gate = 'timer') "
+    f"SELECT MIN(run_after) AS moment FROM {{job}} WHERE {TIMED} "
     "UNION ALL SELECT MIN(opens_at) FROM {ratewait}"
 )
 # From the second claim on, the claim itself is a history entry; the first one is derived. The fence
@@ -210,7 +210,7 @@ def open_gates(session: Session, limit: int = 1000) -> int:
     """
     due = session.rows(
         "SELECT id, key_limit, key_hash, rate_hash, share, queue_name, turn, started_at FROM {job} {index(timer)} "
-        "WHERE status = 'pending' AND gate = 'timer' AND run_after <= {now} "
+        f"WHERE {TIMED} AND status = 'pending' AND gate = 'timer' AND run_after <= {{now}} "
         "ORDER BY run_after LIMIT %(limit)s {skip_locked}",
         limit=limit,
     )
