@@ -36,6 +36,8 @@ def test_p6_of_one_key_one_job_is_claimed_at_a_time() -> None:
     for _ in range(3):
         jobs.echo.using(concurrency_key="account:7").enqueue()
     other = jobs.echo.using(concurrency_key="account:8").enqueue()
+    # As where they came at the same time: none of them behind a gate yet.
+    Job.objects.update(gate="open")
     first = claim(session)
     assert len(first) == 2
     assert other.pk in {held.job_id for held in first}

@@ -53,6 +53,11 @@ def test_no_more_than_the_limit_are_claimed_whoever_asks() -> None:
     finish(next(held for held in first if held.queue_name == "mail"))
     assert len(claim()) == 1
     assert Permit.objects.count() == 2
+    waiting = list(Job.objects.filter(status="pending").values_list("pk", flat=True))
+    by_name = Session().committed(
+        lambda s: claims.take(s, waiting, worker=ids.worker_id(), lease=LEASE)
+    )
+    assert (len(waiting), by_name) == (2, [])
 
 
 def test_a_worker_that_has_not_heard_of_the_limit_keeps_it() -> None:
