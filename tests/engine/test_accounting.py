@@ -47,6 +47,15 @@ def under_way(ledger: Path) -> dict[int, list[str]]:
     return found
 
 
+def stopped(pid: int) -> bool:
+    """Send SIGSTOP; whether there is such a process."""
+    try:
+        os.kill(pid, signal.SIGSTOP)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def freeze_at_work(pids: Callable[[], set[int]], ledger: Path) -> dict[int, list[str]]:
     """Stop one or all of ``pids`` while each of their threads is within a handler; what they execute.
 
@@ -56,8 +65,8 @@ def freeze_at_work(pids: Callable[[], set[int]], ledger: Path) -> dict[int, list
     def frozen() -> dict[int, list[str]]:
         chosen = {pid for pid, names in under_way(ledger).items() if len(names) == THREADS}
         chosen &= pids()
-        for pid in chosen:
-            os.kill(pid, signal.SIGSTOP)
+        # One that was killed before may be in its table and in the ledger still.
+        chosen = {pid for pid in chosen if stopped(pid)}
         for pid in chosen:
             eventually(lambda pid=pid: in_state(pid, "T"), "it has stopped")  # type: ignore[misc]
         at_work = {pid: under_way(ledger).get(pid, []) for pid in chosen}

@@ -295,6 +295,11 @@ def test_i1_one_key_cannot_stand_for_many() -> None:
 def test_a_plain_enqueue_stays_one_statement_on_postgresql() -> None:
     """W5 with the promise of PERFORMANCE: keys cost nothing where they are not used."""
     jobs.echo.enqueue(value=0)
-    with CaptureQueriesContext(connection) as queries:
-        jobs.echo.enqueue(value=1)
-    assert len(queries) == (1 if connection.vendor == "postgresql" else 3)
+
+    def statements() -> int:
+        with CaptureQueriesContext(connection) as queries:
+            jobs.echo.enqueue(value=1)
+        return len(queries)
+
+    # At most once a second a process reads which queues an operator has edited.
+    assert min(statements() for _ in range(3)) == (1 if connection.vendor == "postgresql" else 3)
