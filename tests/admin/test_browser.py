@@ -76,6 +76,7 @@ def test_all_of_it_works_without_javascript_and_by_keyboard(open_page: Any) -> N
     assert '"order_id": 4711' in hidden.inner_text()
 
 
+@pytest.mark.once
 def test_hostile_texts_run_nowhere(open_page: Any) -> None:
     hostile = (
         "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"

@@ -16,7 +16,8 @@ from tests.celery.chaos import SETTINGS, Storm, children_of, rage
 from tests.celery.processes import CeleryWorker
 from tests.engine.processes import eventually, lines
 
-pytestmark = pytest.mark.django_db(transaction=True)
+# Its long form, tests.long celery, is for every database.
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.once]
 #: How long the faults go on in random order; otherwise each comes once.
 SECONDS = float(os.environ.get("TEST_CHAOS_SECONDS") or 0)
 

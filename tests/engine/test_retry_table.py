@@ -98,6 +98,8 @@ KEYS = list(EXPECTED)
 TOGETHER = 60
 
 
+# The rules are the same code on every database, and nearly a thousand of them take a minute.
+@pytest.mark.once
 @pytest.mark.parametrize("first", range(0, len(KEYS), TOGETHER))
 def test_every_combination_of_retries_ends_as_the_rules_say(first: int, settings: Any) -> None:
     """T and W: tries, statuses, counts and the `final` of on_failure, 960 combinations a database."""

@@ -71,7 +71,7 @@ def lives() -> Any:
     return st.lists(st.sampled_from(names), max_size=25)
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lives(), st.booleans())
 def test_s3_whatever_happens_the_history_folds_to_the_stored_state(
     happened: list[str], is_workflow: bool
