@@ -134,13 +134,14 @@ def test_l3_a_zombie_writes_nothing(
 
 
 @pytest.mark.parametrize("since", SINCE)
+@pytest.mark.parametrize("key", ["one-at-a-time", None])
 def test_l3_a_zombie_renews_neither_lease_nor_permit(
-    since: Callable[[Session, Claim], None],
+    since: Callable[[Session, Claim], None], key: str | None
 ) -> None:
     """L3, L8: a heartbeat under an old fence touches nothing."""
     clock.freeze(START)
     session = Session()
-    job = jobs.echo.using(concurrency_key="one-at-a-time").enqueue(value=1)
+    job = jobs.echo.using(concurrency_key=key).enqueue(value=1)
     late = take(session)
     clock.travel(timedelta(seconds=LEASE + 1))
     sweep(session)
