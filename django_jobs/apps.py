@@ -6,6 +6,7 @@ import sys
 
 from django.apps import AppConfig
 from django.conf import settings
+from django.db.models.signals import post_migrate
 from django.utils.module_loading import autodiscover_modules
 from django.utils.translation import gettext_lazy as _
 
@@ -21,7 +22,9 @@ class DjangoJobsConfig(AppConfig):
     def ready(self) -> None:
         from django_jobs import checks  # noqa: F401  (registers the checks)
         from django_jobs.definitions import registry
+        from django_jobs.store import catalogue
 
+        post_migrate.connect(catalogue.forget_known, dispatch_uid="django_jobs.catalogue")
         autodiscover_modules("jobs", "tasks", "workflows")
         registry.check()
         if _uses_celery():

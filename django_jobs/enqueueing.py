@@ -23,7 +23,7 @@ from django_jobs.definitions.task import Definition, check_priority
 from django_jobs.errors import ConfigurationError, DuplicateJob, InvalidInput
 from django_jobs.lifecycle import Gate
 from django_jobs.models import Job
-from django_jobs.store import fairness, gates, keys, outbox, permits
+from django_jobs.store import catalogue, fairness, gates, keys, outbox, permits
 from django_jobs.store import jobs as rows
 from django_jobs.store.jobs import NewJob, Promise
 from django_jobs.store.session import Session, engine_alias
@@ -398,6 +398,7 @@ def write_within(
 ) -> list[Job]:
     """The rows of these calls, in the caller's transaction where a key binds them; nothing is announced."""
     notify = conf.get().notify and prepared[0].row.runner == "db"
+    catalogue.ensure_task(session, prepared[0].row.slug)
     _share(session, definition, prepared)
     if _is_bound(prepared):
         return _write_bound(session, definition, prepared, notify)

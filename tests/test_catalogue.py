@@ -6,9 +6,10 @@ import threading
 from typing import Any
 
 import pytest
-from django.db import connections
+from django.core.management import call_command
+from django.db import connections, transaction
 
-from django_jobs import conf, task, workflow
+from django_jobs import conf, run_jobs, task, workflow
 from django_jobs.definitions import registry
 from django_jobs.models import Queue, Task
 from django_jobs.store import catalogue
@@ -54,6 +55,45 @@ def test_every_definition_has_a_row_that_describes_it() -> None:
     assert row.output_schema == {"type": "number"}
     assert row.last_seen is not None
     assert set(Task.objects.values_list("slug", flat=True)) == set(registry.snapshot())
+
+
+def test_a_task_can_be_paused_before_any_worker_has_run() -> None:
+    @task("cat.wash")
+    def wash(name: str) -> None: ...
+
+    with pytest.raises(ZeroDivisionError), transaction.atomic():
+        wash.enqueue(name="Tom")
+        1 / 0  # noqa: B018
+    assert not Task.objects.filter(slug="cat.wash").exists()
+
+    with transaction.atomic():
+        wash.enqueue(name="Tom")
+    row = Task.objects.get(slug="cat.wash")
+    assert row.input_schema["required"] == ["name"]
+    row.pause()
+    assert run_jobs(all_queues=True).blocked == 1
+    row.resume()
+    assert run_jobs(all_queues=True).completed == 1
+
+
+def test_a_row_that_is_known_costs_an_enqueue_nothing(django_assert_num_queries: Any) -> None:
+    @task("cat.comb")
+    def comb() -> None: ...
+
+    comb.enqueue()
+    statements = 1 if connections["default"].vendor == "postgresql" else 3
+    with django_assert_num_queries(statements):
+        comb.enqueue()
+
+
+def test_emptied_tables_get_their_rows_again() -> None:
+    @task("cat.pet")
+    def pet() -> None: ...
+
+    pet.enqueue()
+    call_command("flush", interactive=False, verbosity=0)
+    pet.enqueue()
+    assert Task.objects.filter(slug="cat.pet").count() == 1
 
 
 def test_all_versions_of_a_workflow_share_one_row() -> None:

@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from django.db import transaction
+
 from django_jobs import conf, jsonvalues
 from django_jobs.definitions import registry
 from django_jobs.definitions.task import Definition
@@ -32,6 +34,45 @@ def sync(session: Session | str | None = None) -> None:
     _sync_queues(session)
 
 
+#: Tasks whose row this process has seen committed: (alias, name of the database, slug).
+_known: set[tuple[str, str, str]] = set()
+
+
+def ensure_task(session: Session, slug: str) -> None:
+    """Make the row of a registered task after its first use, so that it can be paused before any worker ran.
+
+    For connections of callers; a worker process writes all rows when it starts. After the commit:
+    two transactions that wait for each other's first row would be a deadlock.
+    """
+    key = (session.alias, str(session.connection.settings_dict["NAME"]), slug)
+    if key in _known or not session.through_django:
+        return
+
+    def write() -> None:
+        if key in _known:
+            return
+        versions = registry.snapshot().get(slug)
+        if versions:
+            if session.one("SELECT 1 FROM {task} WHERE slug = %(slug)s", slug=slug) is None:
+                session.many(_new_task(), [_task_row(slug, versions)])
+            _known.add(key)
+
+    transaction.on_commit(write, using=session.alias, robust=True)
+
+
+def forget_known(**_: Any) -> None:
+    """Look at the tables again: they were made anew or emptied."""
+    _known.clear()
+
+
+def _new_task() -> str:
+    marks = ", ".join(f"{{json({n})}}" if n in _TASK_JSON else f"%({n})s" for n in TASK_COLUMNS)
+    return (
+        f"{{insert_ignore}} {{task}} (slug, {', '.join(TASK_COLUMNS)}, first_seen, last_seen) "
+        f"VALUES (%(slug)s, {marks}, {{now}}, {{now}}) {{ignore_conflict}}"
+    )
+
+
 def _sync_tasks(session: Session) -> None:
     wanted = {
         slug: _task_row(slug, versions)
@@ -40,12 +81,7 @@ def _sync_tasks(session: Session) -> None:
     }
     shown = ", ".join(f"{{text({name})}}" if name in _TASK_JSON else name for name in TASK_COLUMNS)
     stored = {row[0]: row[1:] for row in session.rows(f"SELECT slug, {shown} FROM {{task}}")}
-    marks = ", ".join(f"{{json({n})}}" if n in _TASK_JSON else f"%({n})s" for n in TASK_COLUMNS)
-    session.many(
-        f"{{insert_ignore}} {{task}} (slug, {', '.join(TASK_COLUMNS)}, first_seen, last_seen) "
-        f"VALUES (%(slug)s, {marks}, {{now}}, {{now}}) {{ignore_conflict}}",
-        [row for slug, row in wanted.items() if slug not in stored],
-    )
+    session.many(_new_task(), [row for slug, row in wanted.items() if slug not in stored])
     changes = ", ".join(
         f"{n} = {{json({n})}}" if n in _TASK_JSON else f"{n} = %({n})s" for n in TASK_COLUMNS
     )
