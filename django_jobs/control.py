@@ -1,4 +1,4 @@
-"""Steering jobs: pause, resume, cancel, retry, rerun, run now; one, or all of a queryset.
+"""Steering jobs: pause, resume, cancel, retry, rerun, run now, reschedule; one, or all of a queryset.
 
 What a command does to a job of each status is the table of :mod:`django_jobs.lifecycle`. Each
 command is one transaction a job, or a chunk of jobs, and repeating it is harmless.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
+from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -16,13 +17,16 @@ from django.db import transaction
 
 from django_jobs import enqueueing, ids, jsonvalues, lifecycle, signals
 from django_jobs.definitions import registry
-from django_jobs.enqueueing import Prepared
+from django_jobs.definitions.options import check_name, seconds
+from django_jobs.definitions.task import check_priority
+from django_jobs.enqueueing import Prepared, check_moment
 from django_jobs.errors import ConfigurationError, DuplicateJob, InvalidInput, InvalidTransition
 from django_jobs.lifecycle import KEEP, REFUSE, Command, Kind, Status
 from django_jobs.models import Job
 from django_jobs.store import commands, history
 from django_jobs.store.commands import ATTEMPTS_BEFORE, Done, Order
 from django_jobs.store.jobs import NewJob
+from django_jobs.store.rescheduling import Change
 from django_jobs.store.session import Session, engine_alias
 
 if TYPE_CHECKING:
@@ -41,6 +45,10 @@ SIGNALS = {
 HINTS = {
     Command.RETRY: "rerun() makes a new job of it.",
     Command.RERUN: "Wait for its end, or cancel it first.",
+    Command.RESCHEDULE: (
+        "Only a job that waits and was never started has another time, queue or priority; the time of a paused "
+        "one is its resume()."
+    ),
 }
 
 
@@ -67,12 +75,13 @@ def steer(
     reason: str | None = None,
     cascade: bool = False,
     compensate: bool = False,
+    change: Change | None = None,
 ) -> Job:
     """Carry out ``command`` on one job and return it refreshed.
 
     Raises InvalidTransition, which names command and status, and Job.DoesNotExist.
     """
-    order = _order(command, actor, reason, cascade, compensate)
+    order = _order(command, actor, reason, cascade, compensate, change)
     if command == Command.COMPENSATE and job.kind != Kind.DAG:
         raise InvalidTransition(
             command,
@@ -114,6 +123,8 @@ def rerun(
 def offered(job: Job) -> list[Command]:
     """The commands that would change ``job`` as it stands now."""
     possible = [command for command in lifecycle.COMMANDS if _would_change(job.status, command)]
+    if Command.RESCHEDULE in possible and job.started_at is not None:
+        possible.remove(Command.RESCHEDULE)
     if Command.RUN_NOW in possible:
         session = Session(_alias(job))
         if not commands.can_run_now(session, job.pk, Status(job.status)):
@@ -131,6 +142,7 @@ def _order(
     reason: str | None,
     cascade: bool = False,
     compensate: bool = False,
+    change: Change | None = None,
 ) -> Order:
     if compensate:
         raise ConfigurationError(
@@ -138,7 +150,30 @@ def _order(
         )
     said = None if actor is None else jsonvalues.clean_text(str(actor))[:200]
     why = jsonvalues.clean_text(str(reason))[:LONGEST_REASON] if reason else None
-    return Order(command, said or None, why, cascade)
+    return Order(command, said or None, why, cascade, change)
+
+
+def change_of(
+    *,
+    run_after: datetime | timedelta | None = None,
+    delay: float | timedelta | None = None,
+    queue_name: str | None = None,
+    priority: int | None = None,
+) -> Change:
+    """What a reschedule is to change, checked: InvalidInput names what is wrong."""
+    if run_after is not None and delay is not None:
+        raise InvalidInput("Give run_after or delay, not both.")
+    if isinstance(run_after, timedelta):
+        run_after, delay = None, run_after
+    change = Change(
+        run_after=None if run_after is None else check_moment(run_after, "run_after"),
+        delay=None if delay is None else seconds(delay, "delay"),
+        queue_name=None if queue_name is None else check_name(queue_name, "queue_name"),
+        priority=None if priority is None else check_priority(priority),
+    )
+    if change == Change():
+        raise InvalidInput("Say what is to be different: run_after, delay, queue_name or priority.")
+    return change
 
 
 def _alias(job: Job) -> str:
@@ -156,6 +191,7 @@ def steer_many(
     reason: str | None = None,
     cascade: bool = False,
     compensate: bool = False,
+    change: Change | None = None,
     told: Callable[[Done], None] | None = None,
 ) -> Counts:
     """Carry out ``command`` on every job of ``queryset``, a chunk a transaction.
@@ -164,7 +200,7 @@ def steer_many(
     became of each chunk, after its commit. Stopped halfway, the chunks done stay done, and the
     same call again does the rest.
     """
-    order = _order(command, actor, reason, cascade, compensate)
+    order = _order(command, actor, reason, cascade, compensate, change)
     alias = _alias_of(queryset)
     carry_out: Callable[[Session, list[UUID]], Done]
     if command == Command.RERUN:
@@ -188,9 +224,11 @@ def preview(queryset: JobQuerySet, command: Command) -> Counts:
     counts = Counts()
     alias = _alias_of(queryset)
     for chunk in _chunks(queryset.using(alias)):
-        rows = Job.units.using(alias).filter(pk__in=chunk).values_list("status", flat=True)
-        for status in rows:
+        rows = Job.units.using(alias).filter(pk__in=chunk).values_list("status", "started_at")
+        for status, started_at in rows:
             cell = commands.effect(command, status)
+            if command == Command.RESCHEDULE and started_at is not None:
+                cell = REFUSE
             counts += Counts(
                 int(cell not in (KEEP, REFUSE)), int(cell == KEEP), int(cell == REFUSE)
             )

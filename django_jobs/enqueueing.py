@@ -178,8 +178,7 @@ def _of_graph(dag: DAG, row: NewJob, context: Any) -> dict[str, Any]:
 def lane_of(row: NewJob) -> int:
     """The number of the lane this row queues in."""
     limited = row.key_limit is not None or row.rate_hash is not None
-    version = "-" if row.version is None else f"v{row.version}"
-    return ids.lane(row.runner, row.queue_name, row.slug, version, "limited" if limited else "free")
+    return rows.lane(row.runner, row.queue_name, row.slug, row.version, limited=limited)
 
 
 def _opened(definition: Definition, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -457,13 +456,9 @@ def _share(session: Session, definition: Definition | None, prepared: list[Prepa
 
 def _group(one: Prepared, by: str, *, literal: bool) -> str | None:
     """The group of a call: its tenant, its key, an input field, or what the call itself names."""
-    if by == fairness.TENANT:
-        return jsonvalues.canonical(list(one.row.tenants))
-    if by == fairness.KEY:
-        return one.row.concurrency_key
-    if by in one.input:
-        return jsonvalues.canonical(one.input[by])
-    return by if literal else None
+    if literal and by not in fairness.OF_COLUMNS and by not in one.input:
+        return by
+    return fairness.group(by, one.row.tenants, one.row.concurrency_key, one.input)
 
 
 def _promise(row: NewJob) -> Promise | None:

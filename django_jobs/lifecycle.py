@@ -95,6 +95,7 @@ class Command(StrEnum):
     RETRY = "retry"
     RERUN = "rerun"
     RUN_NOW = "run_now"
+    RESCHEDULE = "reschedule"
     COMPENSATE = "compensate"
 
 
@@ -130,7 +131,7 @@ CHANGE, KEEP, REFUSE = "change", "no change", "refused"
 
 _C = Command
 #: What a command does to a job of each status: the new status, ``KEEP`` or ``REFUSE``.
-#: ``rerun`` and ``run_now`` leave the status alone; ``CHANGE`` says that they act.
+#: ``rerun``, ``run_now`` and ``reschedule`` leave the status alone; ``CHANGE`` says that they act.
 COMMANDS: dict[Command, dict[Status, str]] = {
     _C.PAUSE: {
         S.PENDING: S.PAUSED, S.SLEEPING: S.PAUSED, S.RUNNING: S.PAUSED, S.PAUSED: KEEP,
@@ -160,6 +161,12 @@ COMMANDS: dict[Command, dict[Status, str]] = {
     _C.RUN_NOW: {
         S.PENDING: CHANGE, S.SLEEPING: CHANGE, S.RUNNING: KEEP, S.PAUSED: KEEP,
         S.COMPENSATING: KEEP, S.FAILED: REFUSE, S.COMPENSATION_FAILED: REFUSE,
+        S.COMPLETED: REFUSE, S.COMPENSATED: REFUSE, S.CANCELED: REFUSE,
+    },
+    # Of those that wait, only jobs that were never started; a paused one has no time of its own.
+    _C.RESCHEDULE: {
+        S.PENDING: CHANGE, S.SLEEPING: REFUSE, S.RUNNING: REFUSE, S.PAUSED: CHANGE,
+        S.COMPENSATING: REFUSE, S.FAILED: REFUSE, S.COMPENSATION_FAILED: REFUSE,
         S.COMPLETED: REFUSE, S.COMPENSATED: REFUSE, S.CANCELED: REFUSE,
     },
     _C.COMPENSATE: {

@@ -54,13 +54,13 @@ class SteeringCommand(BaseCommand):
         add("--database", help="The jobs of this database alias.")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        chosen = self._chosen(options)
+        chosen, extra = self._chosen(options), self.extra(options)
         try:
             if options["dry_run"]:
                 self._say(f"Would {self.verb}", preview(chosen, self.command))
                 return
             counts = steer_many(
-                chosen, self.command, actor=actor(), reason=options["reason"], **self.extra(options)
+                chosen, self.command, actor=actor(), reason=options["reason"], **extra
             )
         except (FieldError, ValidationError, ValueError, TypeError) as error:
             raise CommandError(f"--where: {_text(error)}") from None

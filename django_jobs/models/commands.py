@@ -6,7 +6,7 @@ Each method imports its room when called: the one upward step of this package, k
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Self
 
 from asgiref.sync import sync_to_async
@@ -55,6 +55,24 @@ class JobQuerySet(models.QuerySet[Any]):
     def run_now(self, *, actor: object = None, reason: str | None = None) -> Counts:
         return self._steer(Command.RUN_NOW, actor=actor, reason=reason)
 
+    def reschedule(
+        self,
+        *,
+        run_after: datetime | timedelta | None = None,
+        delay: float | timedelta | None = None,
+        queue_name: str | None = None,
+        priority: int | None = None,
+        actor: object = None,
+        reason: str | None = None,
+    ) -> Counts:
+        """Another time, queue or priority for those that wait and were never started."""
+        from django_jobs.control import change_of
+
+        change = change_of(
+            run_after=run_after, delay=delay, queue_name=queue_name, priority=priority
+        )
+        return self._steer(Command.RESCHEDULE, actor=actor, reason=reason, change=change)
+
     async def apause(self, **how: Any) -> Counts:
         return await sync_to_async(self.pause)(**how)
 
@@ -73,6 +91,9 @@ class JobQuerySet(models.QuerySet[Any]):
     async def arun_now(self, **how: Any) -> Counts:
         return await sync_to_async(self.run_now)(**how)
 
+    async def areschedule(self, **how: Any) -> Counts:
+        return await sync_to_async(self.reschedule)(**how)
+
     def _steer(self, command: Command, **how: Any) -> Counts:
         from django_jobs.control import steer_many
 
@@ -80,7 +101,7 @@ class JobQuerySet(models.QuerySet[Any]):
 
 
 # A manager with these would be one slip away from stopping everything.
-for _name in "pause resume cancel retry rerun run_now".split():
+for _name in "pause resume cancel retry rerun run_now reschedule".split():
     for _method in (_name, f"a{_name}"):
         getattr(JobQuerySet, _method).queryset_only = True
 
@@ -143,6 +164,28 @@ class JobCommands:
         """Make it due now, if it waits for its time or for a retry."""
         return self._steer(Command.RUN_NOW, actor=actor, reason=reason)
 
+    def reschedule(
+        self,
+        *,
+        run_after: datetime | timedelta | None = None,
+        delay: float | timedelta | None = None,
+        queue_name: str | None = None,
+        priority: int | None = None,
+        actor: object = None,
+        reason: str | None = None,
+    ) -> Self:
+        """Give a job that waits and was never started another time, queue or priority.
+
+        ``run_after`` and ``delay`` are those of :meth:`using`; 0 is now. Raises InvalidInput,
+        and InvalidTransition for a job that was started, and for the time of a paused one.
+        """
+        from django_jobs.control import change_of
+
+        change = change_of(
+            run_after=run_after, delay=delay, queue_name=queue_name, priority=priority
+        )
+        return self._steer(Command.RESCHEDULE, actor=actor, reason=reason, change=change)
+
     def explain(self) -> Explanation:
         """Why it is not running: every closed gate in order, and what opens it."""
         from django_jobs.explain import explain
@@ -166,6 +209,9 @@ class JobCommands:
 
     async def arun_now(self, **how: Any) -> Self:
         return await sync_to_async(self.run_now)(**how)
+
+    async def areschedule(self, **how: Any) -> Self:
+        return await sync_to_async(self.reschedule)(**how)
 
     async def aexplain(self) -> Explanation:
         return await sync_to_async(self.explain)()

@@ -11,7 +11,8 @@ from uuid import UUID
 from django_jobs import conf, jsonvalues
 from django_jobs.definitions.graph import Graph
 from django_jobs.lifecycle import COMMANDS, KEEP, REFUSE, Command, Status
-from django_jobs.store import endings, history, jobs, permits, units
+from django_jobs.store import endings, history, jobs, permits, rescheduling, units
+from django_jobs.store.rescheduling import Change
 from django_jobs.store.session import Session
 
 #: Times that jobs are looked at again because somebody else was faster.
@@ -23,6 +24,7 @@ EVENTS = {
     Command.RETRY: "retried",
     Command.RUN_NOW: "run_now",
     Command.RERUN: "rerun",
+    Command.RESCHEDULE: "rescheduled",
     Command.COMPENSATE: "compensating",
 }
 #: Due at once: a moment to come is now, one that has passed keeps its place in the line.
@@ -54,12 +56,13 @@ ATTEMPTS_BEFORE = "attempts_before"
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """A command, who gives it and why. ``cascade`` cancels the children too."""
+    """A command, who gives it and why. ``cascade`` cancels the children too; ``change`` is of a reschedule."""
 
     command: Command
     actor: str | None = None
     reason: str | None = None
     cascade: bool = False
+    change: Change | None = None
 
     @property
     def detail(self) -> dict[str, Any] | None:
@@ -148,6 +151,9 @@ def _once(session: Session, order: Order, seen: list[Seen], done: Done) -> list[
     if order.command == Command.RUN_NOW:
         for status, group in groups.items():
             _run_now(session, order, Status(status), group, done)
+        return []
+    if order.command == Command.RESCHEDULE:
+        _reschedule(session, order, [one for group in groups.values() for one in group], done)
         return []
     missed: list[UUID] = []
     for status, group in groups.items():
@@ -354,6 +360,25 @@ def _named_by_error(session: Session, job_ids: list[UUID]) -> dict[UUID, str]:
 def _is_related(step_id: str, named: str) -> bool:
     """Whether a step is the named one, or around or within it."""
     return f"{named}/".startswith(f"{step_id}/") or step_id.startswith(f"{named}/")
+
+
+# --- another place in line --------------------------------------------------------------------
+
+
+def _reschedule(session: Session, order: Order, seen: list[Seen], done: Done) -> None:
+    assert order.change is not None
+    if not seen:
+        return
+    moved = rescheduling.apply(
+        session, order.change, [one.job_id for one in seen], event=EVENTS[order.command],
+        actor=order.actor, detail=order.detail,
+    )  # fmt: skip
+    done.changed += moved.changed
+    done.unchanged += moved.unchanged
+    done.refused |= moved.refused
+    if conf.get().notify:
+        for name in sorted(moved.queues):
+            jobs.wake(session, name)
 
 
 # --- run now ----------------------------------------------------------------------------------

@@ -7,11 +7,10 @@ the one after it of any. Nothing is locked: two calls at the same time may get t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
-from django_jobs import clock, conf, ids
-from django_jobs.store.jobs import NewJob
+from django_jobs import clock, conf, ids, jsonvalues
 from django_jobs.store.session import Session
 
 if TYPE_CHECKING:
@@ -20,6 +19,17 @@ if TYPE_CHECKING:
 #: Seconds for which a process believes what it read of the queues that operators have edited.
 BELIEVED = 1.0
 TENANT, KEY = "tenant", "key"
+#: What a queue may be shared by besides a field of the input.
+OF_COLUMNS = (TENANT, KEY)
+
+
+class Shared(Protocol):
+    """A job as a group of its queue sees it."""
+
+    queue_name: str
+    turn: int
+    share: int | None
+
 
 _edited: dict[str, tuple[float, dict[str, str | None]]] = {}
 
@@ -42,14 +52,25 @@ def fair_by(session: Session, queue_name: str) -> str | None:
     return None if queue is None else queue.fair_by
 
 
-def share(row: NewJob, group: str | None) -> None:
-    """Put a new job into a group of its queue."""
+def group(
+    by: str, tenants: Sequence[str | None], key: str | None, input: Mapping[str, Any]
+) -> str | None:
+    """The group of a job in a queue that is shared ``by`` this; None stands for those without one."""
+    if by == TENANT:
+        return jsonvalues.canonical(list(tenants))
+    if by == KEY:
+        return key
+    return jsonvalues.canonical(input[by]) if by in input else None
+
+
+def share(row: Shared, group: str | None) -> None:
+    """Put a job into a group of its queue."""
     row.share = ids.lane("share", row.queue_name, group or "")
 
 
-def assign(session: Session, new: Sequence[NewJob]) -> None:
-    """Give new jobs of a group their turns."""
-    groups: dict[tuple[str, int], list[NewJob]] = {}
+def assign(session: Session, new: Sequence[Shared]) -> None:
+    """Give jobs that come to a group their turns."""
+    groups: dict[tuple[str, int], list[Shared]] = {}
     for row in new:
         if row.share is not None:
             groups.setdefault((row.queue_name, row.share), []).append(row)

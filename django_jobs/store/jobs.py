@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
+from django_jobs import ids
 from django_jobs.store import outbox
 from django_jobs.store.session import Session
 
@@ -131,14 +132,20 @@ def insert_many(
         else:
             session.dialect.insert_many(session, _insert_sql(columns), values)
     if promise is not None:
-        ids = [job.id for job in jobs]
-        outbox.promise(session, promise.kind, ids, head_start=promise.head_start)
+        made = [job.id for job in jobs]
+        outbox.promise(session, promise.kind, made, head_start=promise.head_start)
     if notify:
         for name in queues:
             wake(session, name)
     return _inserted(
         session, session.one(f"SELECT {RETURNED} FROM {{job}} WHERE id = %(id)s", id=jobs[0].id)
     )
+
+
+def lane(runner: str, queue_name: str, slug: str, version: str | None, *, limited: bool) -> int:
+    """The number of the lane in which such jobs queue; ``limited`` ones need a permit or have a rate."""
+    named = "-" if version is None else f"v{version}"
+    return ids.lane(runner, queue_name, slug, named, "limited" if limited else "free")
 
 
 def wake(session: Session, queue_name: str) -> None:

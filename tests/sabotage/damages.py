@@ -75,6 +75,7 @@ REPLAY = "django_jobs/workflows/replay.py"
 UNITS = "django_jobs/store/units.py"
 UNDO = "django_jobs/workflows/undo.py"
 COMMANDS = "django_jobs/store/commands.py"
+RESCHEDULING = "django_jobs/store/rescheduling.py"
 
 SCHEDULES = "django_jobs/store/schedules.py"
 SCHEDULE_SYNC = "django_jobs/store/schedule_sync.py"
@@ -82,6 +83,7 @@ TICKING = "django_jobs/scheduling/ticking.py"
 TIMING = "django_jobs/definitions/timing.py"
 SUPERVISOR = "django_jobs/worker/supervisor.py"
 
+RESCHEDULE_TESTS = "tests/control/test_reschedule.py::test_"
 CLAIM_TESTS = "tests/engine/test_claim.py::test_"
 QUEUE_TESTS = "tests/engine/test_queue_limits.py::test_"
 PERMIT_TESTS = "tests/engine/test_permits.py::test_"
@@ -104,6 +106,27 @@ def believed(kinds: str) -> Edit:
 
 
 DAMAGES = [
+    Damage(
+        "rescheduled-although-started",
+        "S1",
+        [
+            Edit(RESCHEDULING, "CASE WHEN {NEVER_STARTED} THEN 0 ELSE 1 END", "0"),
+            Edit(RESCHEDULING, '"started_at IS NULL AND', '"'),
+        ],
+        [f"{RESCHEDULE_TESTS}a_job_that_was_started_is_refused_whatever_its_status"],
+    ),
+    Damage(
+        "a-moved-job-keeps-its-lane",
+        "S1",
+        [Edit(RESCHEDULING, "            \"lane = %(lane)s\",\n", "")],
+        [f"{RESCHEDULE_TESTS}a_moved_job_is_claimed_in_its_new_queue_and_only_there"],
+    ),
+    Damage(
+        "nobody-comes-forward-when-the-first-of-a-key-is-delayed",
+        "S1",
+        [Edit(RESCHEDULING, "    permits.let_in_of(\n", "    (lambda *_: 0)(\n")],
+        [f"{RESCHEDULE_TESTS}the_next_of_a_key_comes_forward_when_its_first_leaves"],
+    ),
     Damage(
         "claim-without-lock-and-compare",
         "L1",
