@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tests import watchdog
 from tests.celery.brokers import stop_process
 from tests.engine.processes import PATIENCE, QUICK
 from tests.support import ROOT, subprocess_env
@@ -42,6 +43,7 @@ class CeleryProcess:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        watchdog.guard(self.process.pid)
 
     @property
     def pid(self) -> int:
@@ -53,6 +55,7 @@ class CeleryProcess:
     def kill_all(self) -> None:
         """kill -9 of the whole tree at once."""
         stop_process(self.process)
+        watchdog.release(self.process.pid)
 
     def wait(self, seconds: float = PATIENCE) -> int:
         try:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
 from django_jobs import conf
+from tests.celery.brokers import is_required
 from tests.support import ROOT
 
 SERVICES = {"migrate", "web", "worker", "celery", "beat", "postgres", "redis"}
@@ -38,6 +42,26 @@ def services() -> dict[str, Any]:
 def seconds(text: str) -> float:
     minutes, _, rest = text.rpartition("m")
     return 60 * float(minutes or 0) + float((rest or "0s").rstrip("s") or 0)
+
+
+@pytest.mark.skipif(
+    not is_required("compose"), reason="left to .ci/run; TEST_REQUIRE=compose runs it here"
+)
+def test_it_follows_the_compose_specification(tmp_path: Path) -> None:
+    """The specification's own schema, as check-jsonschema brings it: Docker itself is seldom at hand."""
+    places = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    tool = shutil.which("check-jsonschema", path=places)
+    assert tool is not None, "pip install check-jsonschema"
+
+    def is_valid(file: Path) -> bool:
+        command = [tool, "--builtin-schema", "vendor.compose-spec", str(file)]
+        return subprocess.run(command, capture_output=True).returncode == 0
+
+    file = ROOT / "compose.yaml"
+    wrong = tmp_path / "compose.yaml"
+    wrong.write_text(file.read_text().replace("stop_grace_period", "stop_grace"))
+    assert is_valid(file)
+    assert not is_valid(wrong)
 
 
 def test_every_part_is_there_and_waits_for_what_it_needs(services: dict[str, Any]) -> None:

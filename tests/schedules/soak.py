@@ -32,8 +32,11 @@ class Killed(BaseException):
     """Stands for the end of a process at this instruction."""
 
 
-def make_schedules() -> None:
-    """Rows whose first slot follows START. No job of a slot may be left out: ``misfire="all"``."""
+def make_schedules(*, keeps_time: bool = False) -> None:
+    """Rows whose first slot follows START. No job of a slot may be left out: ``misfire="all"``.
+
+    The clock stands at START afterwards, unless this process ``keeps_time``.
+    """
     clock.freeze(START)
     for expression, zone in LINES:
         Schedule.objects.create(
@@ -43,6 +46,8 @@ def make_schedules() -> None:
             timezone=zone,
             misfire="all",
         )
+    if keeps_time:
+        clock.reset()
 
 
 def faults(end: datetime) -> list[str]:
@@ -50,7 +55,7 @@ def faults(end: datetime) -> list[str]:
     found = []
     for row in Schedule.objects.all():
         wanted = set()
-        for slot in row.timing.after(START, row.anchor):
+        for slot in row.timing.after(row.anchor, row.anchor):
             if slot > end:
                 break
             wanted.add(slot)
