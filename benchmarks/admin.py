@@ -30,7 +30,8 @@ SELECT (lpad(to_hex((extract(epoch FROM at) * 1000)::bigint), 12, '0') || '7' ||
        CASE WHEN status <> 'pending' THEN at + interval '2 s' END,
        CASE WHEN status IN ('completed', 'failed', 'canceled') THEN at + interval '2 s' + random() * interval '9 s' END,
        CASE WHEN status = 'running' THEN now() + interval '15 s' END, 1,
-       CASE WHEN status = 'sleeping' THEN now() + interval '1 h' END, 'open'
+       CASE WHEN status = 'sleeping' THEN now() + interval '1 h' END,
+       CASE WHEN status = 'sleeping' THEN 'wait' ELSE 'open' END
   FROM (SELECT n, now() - interval '30 days' + n * (interval '30 days' / %(jobs)s) AS at,
                CASE WHEN n %% 5 = 0 THEN 'workflow' ELSE 'task' END AS kind,
                CASE WHEN n > %(jobs)s - 200 THEN 'running' WHEN n %% 10 = 9 THEN 'pending'
@@ -46,10 +47,18 @@ SELECT j.id, md5(j.id::text || s), 'step-' || s, 'task_' || s, 'task', 'complete
 """
 
 
+FIND_INDEXES = """
+SELECT indexname, indexdef FROM pg_indexes
+ WHERE tablename IN ('django_jobs_job', 'django_jobs_taskstatus')
+   AND indexname NOT IN (SELECT conname FROM pg_constraint)
+"""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.admin", description=__doc__)
     parser.add_argument("--jobs", type=int, default=5_000_000)
-    parser.add_argument("--minutes", type=float, default=8.0)
+    parser.add_argument("--minutes", type=float, default=15.0)
+    parser.add_argument("--only", default="", help="measure pages whose name holds this")
     options = parser.parse_args()
     os.environ.update(TEST_DATABASE="postgresql", DJANGO_SETTINGS_MODULE="tests.settings")
     import django
@@ -57,19 +66,27 @@ def main() -> None:
     django.setup()
     from django.core.management import call_command
 
+    from django_jobs.models import Job
+
     call_command("migrate", verbosity=0)
-    print(*fill(options.jobs, options.minutes * 60), sep="\n")
-    for line in measure():
+    if not Job.units.exists():
+        print(fill(options.jobs, options.minutes * 60), flush=True)
+    for line in measure(options.only):
         print(line, flush=True)
 
 
-def fill(jobs: int, seconds: float) -> list[str]:
+def fill(jobs: int, seconds: float) -> str:
     from django.db import connection
 
     begun = time.monotonic()
     made = 0
     with connection.cursor() as cursor:
         cursor.execute("SET synchronous_commit = off")
+        cursor.execute("SET maintenance_work_mem = '512MB'")
+        cursor.execute(FIND_INDEXES)
+        indexes = cursor.fetchall()
+        for name, _definition in indexes:
+            cursor.execute(f"DROP INDEX {name}")
         for first in range(1, jobs + 1, CHUNK):
             last = min(first + CHUNK - 1, jobs)
             cursor.execute(
@@ -81,30 +98,52 @@ def fill(jobs: int, seconds: float) -> list[str]:
             made = last
             if time.monotonic() - begun > seconds:
                 break
+        for _name, definition in indexes:
+            cursor.execute(definition)
         cursor.execute("VACUUM ANALYZE django_jobs_job")
-        cursor.execute("ANALYZE django_jobs_taskstatus")
+        cursor.execute("VACUUM ANALYZE django_jobs_taskstatus")
         cursor.execute("SELECT count(*) FROM django_jobs_taskstatus")
         steps = cursor.fetchone()[0]
-    return [f"{made:,} jobs and {steps:,} steps in {time.monotonic() - begun:.0f} s"]
+    return f"{made:,} jobs and {steps:,} steps in {time.monotonic() - begun:.0f} s"
 
 
-def measure() -> Any:
+def _fill_small_tables() -> None:
+    """The catalogue of that size of a project: tasks, queues, workers, schedules."""
+    from django.utils import timezone
+
+    from django_jobs import ids
+    from django_jobs.models import Queue, Schedule, Task, Worker
+
+    now = timezone.now()
+    for number in range(40):
+        Task.objects.get_or_create(slug=f"task_{number}", kind="task")
+    Task.objects.get_or_create(slug="order.process", kind="workflow")
+    for number in range(8):
+        Queue.objects.get_or_create(name=f"queue_{number}")
+    codes = [[f"task_{number}", None] for number in range(40)]
+    for number in range(Worker.objects.count(), 60):
+        Worker.objects.create(
+            id=ids.worker_id(), hostname=f"host-{number}", pid=number, codes=codes, started_at=now, heartbeat_at=now
+        )  # fmt: skip
+    for number in range(Schedule.objects.count(), 120):
+        Schedule.objects.create(name=f"nightly-{number}", slug="task_1", expression="0 3 * * *")
+    Worker.objects.update(heartbeat_at=now)
+
+
+def measure(only: str = "") -> Any:
     from django.contrib.auth.models import User
     from django.db import connection
     from django.test import Client
     from django.test.utils import CaptureQueriesContext, setup_test_environment
     from django.urls import reverse
 
-    from django_jobs.models import Job, Queue, Task
+    from django_jobs.models import Job
 
     setup_test_environment()
-    for number in range(40):
-        Task.objects.create(slug=f"task_{number}", kind="task")
-    Task.objects.create(slug="order.process", kind="workflow")
-    for number in range(8):
-        Queue.objects.create(name=f"queue_{number}")
+    _fill_small_tables()
     client = Client()
-    client.force_login(User.objects.create_superuser("operator", "o@example.org", "x"))
+    operator, _ = User.objects.get_or_create(username="operator", is_staff=True, is_superuser=True)
+    client.force_login(operator)
     ids = list(Job.objects.order_by("pk").values_list("pk", flat=True)[1000:1001])
     run = Job.objects.filter(kind="workflow", status="completed").order_by("-pk").first()
     jobs, runs = (reverse(f"admin:django_jobs_{one}_changelist") for one in ("job", "workflowrun"))
@@ -129,7 +168,12 @@ def measure() -> Any:
         "search by id": f"{jobs}?q={str(ids[0])[:13]}",
         "search for nothing": f"{jobs}?q=nonsense",
         "runs": runs,
-        "runs, failed": f"{runs}?status=failed",
+        "runs, failed, of which there are none": f"{runs}?status=failed",
+        "runs, completed": f"{runs}?status=completed",
+        "runs, sleeping": f"{runs}?status=sleeping",
+        "runs of a workflow": f"{runs}?slug=order.process",
+        "runs, search by slug": f"{runs}?q=order",
+        "runs, the deepest page": f"{runs}?before={ids[0]}",
         "a run": reverse("admin:django_jobs_workflowrun_change", args=[run.pk]) if run else jobs,
         "tasks": reverse("admin:django_jobs_task_changelist"),
         "queues": reverse("admin:django_jobs_queue_changelist"),
@@ -138,6 +182,8 @@ def measure() -> Any:
     }  # fmt: skip
     yield f"{'page':<46} {'ms':>8} {'of it SQL':>10} {'statements':>11}"
     for name, url in pages.items():
+        if only not in name:
+            continue
         client.get(url)
         took: list[tuple[float, float, int]] = []
         for _ in range(5):

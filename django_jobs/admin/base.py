@@ -36,9 +36,13 @@ class ReadOnlyAdmin(admin.ModelAdmin):
         js = [Script("django_jobs/live.js", type="module")]
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
-        found = self.model._default_manager.using(engine_alias()).all()
+        found = self.rows(request).using(engine_alias())
         ordering = self.get_ordering(request)
         return found.order_by(*ordering) if ordering else found
+
+    def rows(self, request: HttpRequest) -> QuerySet[Any]:
+        """All that there is, before anything narrows it."""
+        return self.model._default_manager.all()
 
     def get_list_display(self, request: HttpRequest) -> list[Any]:
         return self._columns

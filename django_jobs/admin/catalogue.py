@@ -68,7 +68,7 @@ class TaskAdmin(RunningAdmin, ActingAdmin):
     """The catalogue of registered tasks and workflows."""
 
     list_display = [
-        "slug", "label", "kind", "queue", "shown_versions", "state", "shown_seen", "jobs",
+        "slug", "label", "shown_kind", "queue", "shown_versions", "state", "shown_seen", "jobs",
     ]  # fmt: skip
     list_filter = [KindFilter, PausedFilter]
     search_fields = ["slug__startswith", "label__icontains"]
@@ -76,7 +76,7 @@ class TaskAdmin(RunningAdmin, ActingAdmin):
     ordering = ["slug"]
     acts = _switches("tasks")
     readonly_fields = [
-        "slug", "label", "kind", "shown_description", "queue", "shown_versions", "shown_workers", "state",
+        "slug", "label", "shown_kind", "shown_description", "queue", "shown_versions", "shown_workers", "state",
         "first_seen", "last_seen", "jobs", "ended", "ran", "waited", "shown_input", "shown_output",
     ]  # fmt: skip
     fields = tuple(readonly_fields)
@@ -84,6 +84,10 @@ class TaskAdmin(RunningAdmin, ActingAdmin):
     @admin.display(description=gettext_lazy("queue"), ordering="queue_name")
     def queue(self, task: Task) -> str:
         return task.queue_name
+
+    @admin.display(description=gettext_lazy("kind"), ordering="kind")
+    def shown_kind(self, task: Task) -> str:
+        return formatting.kind(task.kind)
 
     @admin.display(description=gettext_lazy("versions"))
     def shown_versions(self, task: Task) -> str:
@@ -112,8 +116,11 @@ class TaskAdmin(RunningAdmin, ActingAdmin):
         codes = stats.live_codes(str(task._state.db))
         counted = {version: n for (slug, version), n in codes.items() if slug == task.slug}
         if set(counted) <= {None}:
-            return f"{counted.get(None, 0):,}"
-        return ", ".join(f"{version or formatting.EMPTY}: {n:,}" for version, n in counted.items())
+            return formatting.number(counted.get(None, 0))
+        return ", ".join(
+            f"{version or formatting.EMPTY}: {formatting.number(n)}"
+            for version, n in counted.items()
+        )
 
     @admin.display(description=gettext_lazy("ended last"))
     def ended(self, task: Task) -> str:
@@ -121,8 +128,8 @@ class TaskAdmin(RunningAdmin, ActingAdmin):
         if not part.finished:
             return formatting.EMPTY
         return _("%(failed)s of %(finished)s failed") % {
-            "failed": f"{part.failed:,}",
-            "finished": f"{part.finished:,}",
+            "failed": formatting.number(part.failed),
+            "finished": formatting.number(part.finished),
         }
 
     @admin.display(description=gettext_lazy("from start to end"))
@@ -213,11 +220,11 @@ class QueueAdmin(ActingAdmin):
 
     @admin.display(description=gettext_lazy("in hand"))
     def running(self, queue: Any) -> str:
-        return f"{queue.depth.running:,}"
+        return formatting.number(queue.depth.running)
 
     @admin.display(description=gettext_lazy("later"))
     def later(self, queue: Any) -> str:
-        return f"{queue.depth.later:,}"
+        return formatting.number(queue.depth.later)
 
     @admin.display(description=gettext_lazy("longest wait"))
     def longest(self, queue: Any) -> str:
@@ -225,7 +232,7 @@ class QueueAdmin(ActingAdmin):
 
     @admin.display(description=gettext_lazy("workers"))
     def workers(self, queue: Any) -> str:
-        return f"{queue.depth.workers:,}"
+        return formatting.number(queue.depth.workers)
 
     @admin.display(description=gettext_lazy("limit"))
     def shown_limit(self, queue: Queue) -> str:

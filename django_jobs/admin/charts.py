@@ -11,6 +11,7 @@ from typing import Any
 
 from django.utils import timezone
 
+from django_jobs.admin import formatting
 from django_jobs.observe.stats import Part
 
 #: The drawing's own measures; the page stretches it.
@@ -52,13 +53,14 @@ class Chart:
 def bars(title: str, parts: Sequence[Part], good: str, bad: str, columns: list[str]) -> Chart:
     """Jobs that ended in each part of the time, the failed among them on top."""
     most = max((part.finished for part in parts), default=0)
-    chart = _chart(title, parts, f"{most:,}", [("good", good), ("bad", bad)], columns)
+    chart = _chart(title, parts, formatting.number(most), [("good", good), ("bad", bad)], columns)
     chart.empty = most == 0
     step = WIDTH / max(len(parts), 1)
     for number, part in enumerate(parts):
         label = _label(part)
         about = "~" if part.estimated else ""
-        chart.rows.append([label, f"{about}{part.finished:,}", f"{about}{part.failed:,}"])
+        counts = [f"{about}{formatting.number(count)}" for count in (part.finished, part.failed)]
+        chart.rows.append([label, *counts])
         done = part.finished - part.failed
         low = 0.0
         for kind, count in (("good", done), ("bad", part.failed)):
@@ -67,7 +69,7 @@ def bars(title: str, parts: Sequence[Part], good: str, bad: str, columns: list[s
                 said = good if kind == "good" else bad
                 chart.shapes.append(
                     Shape(
-                        kind, f"{label}: {about}{count:,} {said}", _number(number * step + 1),
+                        kind, f"{label}: {about}{formatting.number(count)} {said}", _number(number * step + 1),
                         _number(HEIGHT - low - max(high, 1)), _number(step - 2), _number(max(high, 1)),
                     )
                 )  # fmt: skip

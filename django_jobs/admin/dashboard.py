@@ -19,6 +19,7 @@ from django_jobs import clock
 from django_jobs.admin import charts, detail, formatting
 from django_jobs.admin.base import ReadOnlyAdmin
 from django_jobs.admin.filters import SPANS
+from django_jobs.admin.formatting import number
 from django_jobs.lifecycle import Status
 from django_jobs.models import Job, Overview, Schedule
 from django_jobs.observe import stats
@@ -86,16 +87,17 @@ def _overview(model_admin: Any, span: timedelta) -> dict[str, Any]:
     failures, more = stats.failures(alias, span)
     late = stats.late_schedules(alias)
     finished, failed = sum(part.finished for part in parts), sum(part.failed for part in parts)
+    about = "~" if any(part.estimated for part in parts) else ""
     waits = [queue.waited for queue in depths.values() if queue.waited is not None]
     return {
         "alerts": list(_alerts(model_admin, depths.values(), late, finished, failed)),
         "tiles": _tiles(model_admin, counts),
         "facts": [
             detail.Fact(_("longest wait"), formatting.duration(max(waits, default=None))),
-            detail.Fact(_("workers alive"), len(workers), detail.url(model_admin, "changelist", model="worker")),
-            detail.Fact(_("jobs in hand"), sum(queue.running for queue in depths.values())),
-            detail.Fact(_("ended in this time"), f"{'~' if any(p.estimated for p in parts) else ''}{finished:,}"),
-            detail.Fact(_("schedules late"), len(late), detail.url(model_admin, "changelist", model="schedule")),
+            detail.Fact(_("workers alive"), number(len(workers)), detail.url(model_admin, "changelist", model="worker")),
+            detail.Fact(_("jobs in hand"), number(sum(queue.running for queue in depths.values()))),
+            detail.Fact(_("ended in this time"), f"{about}{number(finished)}"),
+            detail.Fact(_("schedules late"), number(len(late)), detail.url(model_admin, "changelist", model="schedule")),
         ],
         "charts": _charts(parts),
         "failures": [_failure(model_admin, one) for one in failures[:20]],
@@ -139,7 +141,7 @@ def _alerts(
 
 
 def more_than(count: int, more: bool) -> str:
-    return f"{count:,}+" if more else f"{count:,}"
+    return f"{number(count)}+" if more else number(count)
 
 
 def jobs_link(model_admin: Any, **query: Any) -> str | None:
@@ -177,7 +179,7 @@ def _failure(model_admin: Any, one: stats.Failures) -> dict[str, Any]:
     return {
         "slug": one.slug,
         "line": formatting.one_line({"type": one.type, "message": one.message}, 160),
-        "count": f"{one.count:,}",
+        "count": number(one.count),
         "first": formatting.moment(one.first),
         "last": formatting.moment(one.last),
         "list": jobs_link(model_admin, slug=one.slug, status=Status.FAILED),
@@ -193,10 +195,10 @@ def queue_row(model_admin: Any, queue: Depth) -> dict[str, Any]:
         "limit": formatting.EMPTY if queue.limit is None else queue.limit,
         "url": jobs_link(model_admin, queue=queue.name),
         "ready": more_than(queue.ready, queue.more),
-        "running": f"{queue.running:,}",
-        "later": f"{queue.later:,}",
-        "held": f"{queue.held:,}",
-        "stopped": f"{queue.stopped:,}",
+        "running": number(queue.running),
+        "later": number(queue.later),
+        "held": number(queue.held),
+        "stopped": number(queue.stopped),
         "waited": formatting.duration(queue.waited),
         "workers": queue.workers,
     }

@@ -65,6 +65,7 @@ class Step:
     """One step of a run, ready for the table."""
 
     row: TaskStatus
+    kind: str
     depth: int
     status: SafeString | str
     started: SafeString | str
@@ -229,7 +230,7 @@ def _facts(
     running = job.status in DRIVEN
     facts = [
         Fact(_("id"), str(job.pk)),
-        Fact(_("kind"), job.kind),
+        Fact(_("kind"), formatting.kind(job.kind)),
         Fact(_("version"), job.version),
         Fact(_("queue"), job.queue_name, _list_of(model_admin, "queue", job.queue_name)),
         Fact(_("priority"), job.priority),
@@ -384,6 +385,7 @@ def _step(model_admin: JobAdmin, row: TaskStatus, depth: int, workers: dict[UUID
         waits = _("for the event %(name)s %(until)s") % {"name": row.event_name, "until": waits}
     return Step(
         row=row,
+        kind=formatting.kind(row.kind),
         depth=depth,
         status=formatting.badge(row.status),
         started=formatting.moment(row.started_at),

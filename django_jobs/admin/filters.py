@@ -12,7 +12,7 @@ from django.http import HttpRequest
 from django.utils.translation import gettext_lazy as _
 
 from django_jobs import conf
-from django_jobs.admin.formatting import STATUS_LABELS
+from django_jobs.admin.formatting import KIND_LABELS, STATUS_LABELS
 from django_jobs.definitions import registry
 from django_jobs.lifecycle import Kind, Status
 from django_jobs.models import Queue, Task, WorkflowRun
@@ -226,7 +226,7 @@ class KindFilter(ChoiceFilter):
     parameter_name = "kind"
 
     def names(self, request: HttpRequest) -> Iterable[tuple[str, Any]]:
-        return [(str(kind), str(kind)) for kind in Kind if kind != Kind.STEP]
+        return [(str(kind), KIND_LABELS[kind]) for kind in Kind if kind != Kind.STEP]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         value = self.value()

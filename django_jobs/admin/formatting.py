@@ -8,15 +8,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from django.utils import timezone
+from django.utils import formats, timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
-from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy
+from django.utils.translation import gettext_lazy, ngettext
 
 from django_jobs import clock, conf, jsonvalues
 from django_jobs.definitions import registry
-from django_jobs.lifecycle import Status, StepStatus
+from django_jobs.lifecycle import Kind, Status, StepKind, StepStatus
 
 EMPTY = "–"
 
@@ -38,6 +37,25 @@ STATUS_LABELS: dict[str, Any] = {
     "silent": gettext_lazy("silent"),
     "draining": gettext_lazy("draining"),
 }
+
+
+#: What the admin calls each kind of job and of step.
+KIND_LABELS: dict[str, Any] = {
+    Kind.TASK: gettext_lazy("task"),
+    Kind.WORKFLOW: gettext_lazy("workflow"),
+    Kind.DAG: gettext_lazy("graph"),
+    StepKind.INLINE: gettext_lazy("inline"),
+    StepKind.HTTP: gettext_lazy("HTTP"),
+    StepKind.SLEEP: gettext_lazy("sleep"),
+    StepKind.EVENT: gettext_lazy("event"),
+    StepKind.CHILD: gettext_lazy("child run"),
+    StepKind.MAP: gettext_lazy("map"),
+    StepKind.COMPENSATION: gettext_lazy("compensation"),
+}
+
+
+def kind(value: str) -> str:
+    return str(KIND_LABELS.get(value, value))
 
 
 def badge(status: str | None) -> SafeString | str:
@@ -84,6 +102,11 @@ def in_zone(value: datetime) -> str:
     return f"{value.strftime(form)} {value.tzname() or ''}".strip()
 
 
+def number(value: int) -> str:
+    """A count with its thousands apart, as the reader's language has it."""
+    return formats.number_format(value, use_l10n=True, force_grouping=True)
+
+
 def duration(seconds: float | timedelta | None) -> str:
     """A length of time in the two units that matter."""
     if seconds is None:
@@ -95,7 +118,7 @@ def duration(seconds: float | timedelta | None) -> str:
     if seconds < 1:
         return f"{seconds * 1000:.0f} ms"
     if seconds < 60:
-        return f"{seconds:.1f} s"
+        return f"{formats.number_format(round(seconds, 1), 1, use_l10n=True)} s"
     whole = int(seconds)
     for unit, size, smaller, part in (
         ("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1),
@@ -124,8 +147,8 @@ def worker_name(worker: UUID | None, known: Mapping[UUID, object]) -> str:
 
 def size(characters: int) -> str:
     if characters < 1024:
-        return _("%(n)d characters") % {"n": characters}
-    return f"{characters / 1024:.0f} KiB"
+        return ngettext("%(n)d character", "%(n)d characters", characters) % {"n": characters}
+    return f"{number(round(characters / 1024))} KiB"
 
 
 def pretty(value: Any, names: Collection[str] = ()) -> str:

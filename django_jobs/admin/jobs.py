@@ -121,7 +121,8 @@ class JobAdmin(SteeringAdmin, SendingAdmin, ReadOnlyAdmin):
         term = search_term.strip()
         if not term:
             return queryset, False
-        return queryset.filter(selection.of_search(term, str(queryset.db))), False
+        found = selection.of_search(term, str(queryset.db), only_runs=bool(self.opts.proxy))
+        return queryset.filter(found), False
 
     @admin.display(description=gettext_lazy("job"))
     def name(self, job: Job) -> SafeString:
@@ -247,4 +248,4 @@ def _count(found: int | None) -> str:
     if not found:
         return ""
     limit = stats.COUNT_LIMIT
-    return f"{limit:,}+" if found > limit else f"{found:,}"
+    return f"{formatting.number(limit)}+" if found > limit else formatting.number(found)

@@ -12,13 +12,20 @@ from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils.text import capfirst
 
+from django_jobs.admin import formatting
 from django_jobs.admin.filters import ChoiceFilter
+from django_jobs.lifecycle import FINAL, Status
 from django_jobs.models import Job
+from django_jobs.observe import selection
 from django_jobs.observe.stats import COUNT_LIMIT, capped_count
 
 OLDER, NEWER = "before", "after"
 #: Jobs that one page looks through where no index serves its filters.
 LOOKED_THROUGH = 20_000
+#: The same where an index leads to jobs that lie apart from each other in the table.
+LOOKED_UP = 5_000
+#: Statuses whose jobs an index has in order of their ids.
+BY_STATUS = FINAL | {Status.PAUSED, Status.COMPENSATING}
 
 
 class TitledChangeList(ChangeList):
@@ -106,6 +113,8 @@ class KeysetChangeList(TitledChangeList):
         indexed = (
             sum(spec.indexed for spec in active) + bool(self.query) + ("status" in self.params)
         )
+        # Of runs an index says nothing of their status, nor one of statuses of their kind.
+        indexed += bool(self.opts.proxy) and "status" in self.params
         return any(not spec.indexed for spec in active) or indexed > 1
 
     def _edge(self, before: Any, after: Any) -> Any:
@@ -113,6 +122,11 @@ class KeysetChangeList(TitledChangeList):
         # Units of runs are among them: so an index of ids alone answers.
         units: Any = Job.units
         found = units.using(self.queryset.db)
+        status, most = self.params.get("status"), LOOKED_THROUGH
+        if status in BY_STATUS:
+            most = LOOKED_UP
+            # Of these there is an index by status and id: rare ones are not sought among all jobs.
+            found = found.filter(selection.of_status(status))
         if before is None and after is not None:
             found = found.filter(pk__gt=after).order_by("pk")
         else:
@@ -121,7 +135,7 @@ class KeysetChangeList(TitledChangeList):
                 if before is None
                 else found.filter(pk__lt=before).order_by("-pk")
             )
-        ids = found.values_list("pk", flat=True)[LOOKED_THROUGH - 1 : LOOKED_THROUGH]
+        ids = found.values_list("pk", flat=True)[most - 1 : most]
         return next(iter(ids), None)
 
     def _count(self, known: int | None) -> None:
@@ -133,6 +147,10 @@ class KeysetChangeList(TitledChangeList):
         found = capped_count(self.queryset) if known is None else known
         self.result_count = min(found, COUNT_LIMIT)
         self.count_is_capped = found > COUNT_LIMIT
+
+    @property
+    def shown_count(self) -> str:
+        return formatting.number(self.result_count)
 
     def _key(self, name: str) -> Any:
         value = self._cursors[name]

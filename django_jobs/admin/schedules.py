@@ -24,10 +24,21 @@ from django_jobs.admin.filters import ChoiceFilter
 from django_jobs.errors import ConfigurationError, JobsError
 from django_jobs.models import Schedule
 from django_jobs.models.schedule import OPERATORS
+from django_jobs.store.schedules import BACKFILLED, FAILED, FIRED, MISSED, OVERLAPPED
 from django_jobs.store.session import engine_alias
 
 #: Slots to come and past ones on a schedule's page, and slots that a backfill names.
 NEXT, PAST, NAMED = 5, 20, 20
+
+
+#: What became of a slot.
+OUTCOMES: dict[str, Any] = {
+    FIRED: gettext_lazy("fired"),
+    MISSED: gettext_lazy("missed"),
+    OVERLAPPED: gettext_lazy("left out: the job before was not done"),
+    FAILED: gettext_lazy("failed"),
+    BACKFILLED: gettext_lazy("backfilled"),
+}
 
 
 class EnabledFilter(ChoiceFilter):
@@ -140,7 +151,7 @@ class ScheduleAdmin(ActingAdmin):
         return {
             "slot": formatting.in_zone(one.slot),
             "at": formatting.moment(one.at),
-            "outcome": one.outcome,
+            "outcome": OUTCOMES.get(one.outcome, one.outcome),
             "error": formatting.one_line(one.error) if one.error else "",
             "url": detail.url(self, "change", one.job_id, model="job") if one.job_status else None,
             "short_id": formatting.short_id(one.job_id),

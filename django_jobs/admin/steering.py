@@ -199,7 +199,7 @@ class SteeringAdmin(Base):
     # --- words --------------------------------------------------------------------------------
 
     def _question(self, verb: Verb, count: int) -> dict[str, Any]:
-        shown = f"{FORESEEN:,}+" if count > FORESEEN else f"{count:,}"
+        shown = f"{formatting.number(FORESEEN)}+" if count > FORESEEN else formatting.number(count)
         return {
             "verb": verb,
             "title": verb.question % {"count": count, "shown": shown},
@@ -249,7 +249,7 @@ def _reason(request: HttpRequest) -> str | None:
 def _told(verb: Verb, counts: Counts) -> str:
     return _("%(done)s: %(changed)s changed, %(unchanged)s unchanged, %(refused)s refused.") % {
         "done": verb.done,
-        "changed": f"{counts.changed:,}",
-        "unchanged": f"{counts.unchanged:,}",
-        "refused": f"{counts.refused:,}",
+        "changed": formatting.number(counts.changed),
+        "unchanged": formatting.number(counts.unchanged),
+        "refused": formatting.number(counts.refused),
     }

@@ -14,17 +14,17 @@ from django_jobs.models.fields import JSONField, NameField
 class Task(Pausable, models.Model):
     """The catalogue: one row for each registered task and workflow."""
 
-    slug = NameField(unique=True)
-    kind = models.CharField(max_length=20)
-    label = models.CharField(max_length=200, blank=True, default="")
-    description = models.TextField(blank=True, default="")
-    queue_name = NameField(default="default")
-    versions = JSONField(default=list)
-    input_schema = JSONField(null=True, blank=True)
-    output_schema = JSONField(null=True, blank=True)
-    paused = models.BooleanField(default=False, db_default=False)
-    first_seen = models.DateTimeField(auto_now_add=True)
-    last_seen = models.DateTimeField(null=True, blank=True)
+    slug = NameField(_("slug"), unique=True)
+    kind = models.CharField(_("kind"), max_length=20)
+    label = models.CharField(_("label"), max_length=200, blank=True, default="")
+    description = models.TextField(_("description"), blank=True, default="")
+    queue_name = NameField(_("queue"), default="default")
+    versions = JSONField(_("versions"), default=list)
+    input_schema = JSONField(_("schema of the input"), null=True, blank=True)
+    output_schema = JSONField(_("schema of the output"), null=True, blank=True)
+    paused = models.BooleanField(_("paused"), default=False, db_default=False)
+    first_seen = models.DateTimeField(_("first seen"), auto_now_add=True)
+    last_seen = models.DateTimeField(_("last seen"), null=True, blank=True)
 
     class Meta:
         verbose_name = _("task")
@@ -38,24 +38,32 @@ class Task(Pausable, models.Model):
 class Queue(Pausable, models.Model):
     """A named line of jobs. Once edited in the admin the row is the operator's."""
 
-    name = NameField(unique=True)
-    paused = models.BooleanField(default=False, db_default=False)
+    name = NameField(_("name"), unique=True)
+    paused = models.BooleanField(_("paused"), default=False, db_default=False)
     limit = models.PositiveIntegerField(
+        _("limit"),
         null=True,
         blank=True,
         db_column="job_limit",
         help_text=_("At most so many jobs of it run at the same time; empty = no limit."),
     )
-    priority = models.SmallIntegerField(default=0, db_default=0)
+    priority = models.SmallIntegerField(_("priority"), default=0, db_default=0)
     fair_by = NameField(
+        _("shared by"),
         null=True,
         blank=True,
         help_text=_("Share it by: tenant, key, or the name of an input field; empty = in order."),
     )
     turn = models.BigIntegerField(
-        default=0, db_default=0, editable=False, help_text=_("How far its fair share stands.")
+        _("turn"),
+        default=0,
+        db_default=0,
+        editable=False,
+        help_text=_("How far its fair share stands."),
     )
-    edited = models.BooleanField(default=False, db_default=False, editable=False)
+    edited = models.BooleanField(
+        _("set by an operator"), default=False, db_default=False, editable=False
+    )
 
     #: What the settings say of a queue, until somebody saves something else.
     SET_UP = ("limit", "priority", "fair_by")
@@ -84,20 +92,22 @@ class Queue(Pausable, models.Model):
 class Worker(models.Model):
     """One process that runs jobs. For people to see; recovery never depends on this row."""
 
-    id = models.UUIDField(primary_key=True, editable=False)
-    supervisor = models.UUIDField(null=True)
-    hostname = models.CharField(max_length=200, blank=True)
-    pid = models.PositiveIntegerField(null=True)
-    queues = JSONField(default=list)
-    threads = models.PositiveIntegerField(default=1)
-    status = models.CharField(max_length=20, default="running")
-    jobs_in_hand = models.PositiveIntegerField(default=0, db_default=0)
-    memory = models.PositiveBigIntegerField(null=True, help_text=_("Resident bytes."))
-    codes = JSONField(default=list, help_text=_("The (slug, version) pairs that it can run."))
-    drain = models.BooleanField(default=False, db_default=False)
-    started_at = models.DateTimeField()
-    heartbeat_at = models.DateTimeField()
-    stopped_at = models.DateTimeField(null=True, blank=True)
+    id = models.UUIDField(_("ID"), primary_key=True, editable=False)
+    supervisor = models.UUIDField(_("supervisor"), null=True)
+    hostname = models.CharField(_("host"), max_length=200, blank=True)
+    pid = models.PositiveIntegerField(_("process ID"), null=True)
+    queues = JSONField(_("queues"), default=list)
+    threads = models.PositiveIntegerField(_("threads"), default=1)
+    status = models.CharField(_("status"), max_length=20, default="running")
+    jobs_in_hand = models.PositiveIntegerField(_("jobs in hand"), default=0, db_default=0)
+    memory = models.PositiveBigIntegerField(_("memory"), null=True, help_text=_("Resident bytes."))
+    codes = JSONField(
+        _("can run"), default=list, help_text=_("The (slug, version) pairs that it can run.")
+    )
+    drain = models.BooleanField(_("draining"), default=False, db_default=False)
+    started_at = models.DateTimeField(_("started"))
+    heartbeat_at = models.DateTimeField(_("last heartbeat"))
+    stopped_at = models.DateTimeField(_("stopped"), null=True, blank=True)
 
     class Meta:
         verbose_name = _("worker")

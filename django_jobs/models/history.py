@@ -18,19 +18,24 @@ class HistoryEntry(models.Model):
 
     id = models.BigAutoField(primary_key=True)
     job = models.ForeignKey(
-        Job, models.CASCADE, related_name="history", db_constraint=False, db_index=False
+        Job,
+        models.CASCADE,
+        related_name="history",
+        db_constraint=False,
+        db_index=False,
+        verbose_name=_("job"),
     )
-    n = models.PositiveIntegerField()
-    at = models.DateTimeField()
-    event = models.CharField(max_length=40)
-    from_status = models.CharField(max_length=20, null=True)
-    to_status = models.CharField(max_length=20, null=True)
-    step = NameField(max_length=900, null=True)
-    attempt = models.PositiveIntegerField(null=True)
+    n = models.PositiveIntegerField(_("number"))
+    at = models.DateTimeField(_("time"))
+    event = models.CharField(_("event"), max_length=40)
+    from_status = models.CharField(_("from"), max_length=20, null=True)
+    to_status = models.CharField(_("to"), max_length=20, null=True)
+    step = NameField(_("step"), max_length=900, null=True)
+    attempt = models.PositiveIntegerField(_("attempt"), null=True)
     fence = models.PositiveIntegerField(default=0, db_default=0)
-    worker = models.UUIDField(null=True)
-    actor = models.CharField(max_length=200, null=True)
-    detail = JSONField(null=True)
+    worker = models.UUIDField(_("worker"), null=True)
+    actor = models.CharField(_("actor"), max_length=200, null=True)
+    detail = JSONField(_("detail"), null=True)
 
     class Meta:
         verbose_name = _("history entry")
@@ -49,12 +54,17 @@ class Event(models.Model):
 
     id = models.BigAutoField(primary_key=True)
     job = models.ForeignKey(
-        Job, models.CASCADE, related_name="events", db_constraint=False, db_index=False
+        Job,
+        models.CASCADE,
+        related_name="events",
+        db_constraint=False,
+        db_index=False,
+        verbose_name=_("job"),
     )
-    name = NameField()
+    name = NameField(_("name"))
     key_hash = models.CharField(max_length=32, null=True, help_text=_("Of receiver and key."))
-    payload = JSONField(null=True)
-    sent_at = models.DateTimeField()
+    payload = JSONField(_("payload"), null=True)
+    sent_at = models.DateTimeField(_("sent"))
     step_key = models.CharField(max_length=32, null=True, help_text=_("The wait that consumed it."))
 
     class Meta:
@@ -81,7 +91,7 @@ class Broadcast(models.Model):
 
     key_hash = models.CharField(max_length=32, primary_key=True)
     receivers = JSONField(default=list)
-    sent_at = models.DateTimeField(db_index=True)
+    sent_at = models.DateTimeField(_("sent"), db_index=True)
 
     class Meta:
         default_permissions = ()

@@ -34,38 +34,45 @@ class Job(JobCommands, models.Model):
     of a step. ``manage.py jobs_check`` finds dangling rows.
     """
 
-    id = models.UUIDField(primary_key=True, default=ids.job_id, editable=False)
-    slug = NameField()
+    id = models.UUIDField(_("ID"), primary_key=True, default=ids.job_id, editable=False)
+    slug = NameField(_("slug"))
     kind = models.CharField(
-        max_length=20, choices=[(k.value, k.value) for k in Kind], default=Kind.TASK
+        _("kind"), max_length=20, choices=[(k.value, k.value) for k in Kind], default=Kind.TASK
     )
-    version = NameField(null=True, blank=True)
+    version = NameField(_("version"), null=True, blank=True)
     status = models.CharField(
+        _("status"),
         max_length=20,
         choices=[(s.value, s.value) for s in Status],
         default=Status.PENDING,
         db_default=Status.PENDING,
     )
-    queue_name = NameField(default="default", db_default="default")
-    priority = models.SmallIntegerField(default=0, db_default=0)
+    queue_name = NameField(_("queue"), default="default", db_default="default")
+    priority = models.SmallIntegerField(_("priority"), default=0, db_default=0)
     run_after = models.DateTimeField(
+        _("not before"),
         null=True,
         blank=True,
         help_text=_("The earliest moment at which it becomes due; empty = at once."),
     )
-    input = JSONField(default=dict)
-    output = JSONField(null=True, blank=True)
-    context = JSONField(null=True, blank=True)
-    error = JSONField(null=True, blank=True)
+    input = JSONField(_("input"), default=dict)
+    output = JSONField(_("output"), null=True, blank=True)
+    context = JSONField(_("context"), null=True, blank=True)
+    error = JSONField(_("error"), null=True, blank=True)
     attempts = models.PositiveIntegerField(
-        default=0, db_default=0, help_text=_("Finished tries that completed or failed.")
+        _("attempts"),
+        default=0,
+        db_default=0,
+        help_text=_("Finished tries that completed or failed."),
     )
-    crashes = models.PositiveIntegerField(default=0, db_default=0)
-    meta = JSONField(null=True, blank=True, default=dict)
-    progress = models.FloatField(null=True, blank=True, help_text=_("From 0 to 1."))
-    progress_note = models.CharField(max_length=200, default="", db_default="", blank=True)
-    concurrency_key = NameField(null=True, blank=True)
-    idempotency_key = NameField(null=True, blank=True)
+    crashes = models.PositiveIntegerField(_("crashes"), default=0, db_default=0)
+    meta = JSONField(_("meta"), null=True, blank=True, default=dict)
+    progress = models.FloatField(_("progress"), null=True, blank=True, help_text=_("From 0 to 1."))
+    progress_note = models.CharField(
+        _("progress note"), max_length=200, default="", db_default="", blank=True
+    )
+    concurrency_key = NameField(_("concurrency key"), null=True, blank=True)
+    idempotency_key = NameField(_("idempotency key"), null=True, blank=True)
     parent = models.ForeignKey(
         "self",
         models.CASCADE,
@@ -74,6 +81,7 @@ class Job(JobCommands, models.Model):
         related_name="children",
         db_constraint=False,
         db_index=False,
+        verbose_name=_("parent"),
     )
     rerun_of = models.ForeignKey(
         "self",
@@ -83,8 +91,9 @@ class Job(JobCommands, models.Model):
         related_name="reruns",
         db_constraint=False,
         db_index=False,
+        verbose_name=_("re-run of"),
     )
-    superseded_by = models.UUIDField(null=True, blank=True)
+    superseded_by = models.UUIDField(_("superseded by"), null=True, blank=True)
     schedule = models.ForeignKey(
         "Schedule",
         models.SET_NULL,
@@ -93,17 +102,18 @@ class Job(JobCommands, models.Model):
         related_name="jobs",
         db_constraint=False,
         db_index=False,
+        verbose_name=_("schedule"),
     )
     slot = models.DateTimeField(
-        null=True, blank=True, help_text=_("The nominal instant of its schedule.")
+        _("slot"), null=True, blank=True, help_text=_("The nominal instant of its schedule.")
     )
-    worker = models.UUIDField(null=True, blank=True)
+    worker = models.UUIDField(_("worker"), null=True, blank=True)
     tenant_1 = NameField(null=True, blank=True)
     tenant_2 = NameField(null=True, blank=True)
     tenant_3 = NameField(null=True, blank=True)
-    created_at = models.DateTimeField()
-    started_at = models.DateTimeField(null=True, blank=True)
-    finished_at = models.DateTimeField(null=True, blank=True)
+    created_at = models.DateTimeField(_("created"))
+    started_at = models.DateTimeField(_("started"), null=True, blank=True)
+    finished_at = models.DateTimeField(_("finished"), null=True, blank=True)
 
     args = JSONField(
         null=True, blank=True, help_text=_("Positional input, only from django.tasks.")

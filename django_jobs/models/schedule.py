@@ -35,35 +35,40 @@ class Schedule(ScheduleCommands, models.Model):
     """
 
     id = models.BigAutoField(primary_key=True)
-    name = NameField(max_length=300)
-    slug = NameField()
-    version = NameField(null=True, blank=True)
-    expression = models.CharField(max_length=1000)
-    timezone = models.CharField(max_length=100, blank=True, default="")
-    input = JSONField(default=dict, blank=True)
-    queue_name = NameField(null=True, blank=True)
+    name = NameField(_("name"), max_length=300)
+    slug = NameField(_("slug"))
+    version = NameField(_("version"), null=True, blank=True)
+    expression = models.CharField(_("expression"), max_length=1000)
+    timezone = models.CharField(_("time zone"), max_length=100, blank=True, default="")
+    input = JSONField(_("input"), default=dict, blank=True)
+    queue_name = NameField(_("queue"), null=True, blank=True)
     misfire = models.CharField(
+        _("misfire"),
         max_length=10,
         choices=[("one", _("one")), ("skip", _("skip")), ("all", _("all"))],
         default="one",
     )
-    grace = models.FloatField(null=True, blank=True, help_text=_("Seconds."))
+    grace = models.FloatField(_("grace"), null=True, blank=True, help_text=_("Seconds."))
     overlap = models.CharField(
-        max_length=10, choices=[("allow", _("allow")), ("skip", _("skip"))], default="allow"
+        _("overlap"),
+        max_length=10,
+        choices=[("allow", _("allow")), ("skip", _("skip"))],
+        default="allow",
     )
-    enabled = models.BooleanField(default=True)
-    source = models.CharField(max_length=10, default="admin", editable=False)
-    removed = models.BooleanField(default=False, editable=False)
+    enabled = models.BooleanField(_("enabled"), default=True)
+    source = models.CharField(_("source"), max_length=10, default="admin", editable=False)
+    removed = models.BooleanField(_("removed from the code"), default=False, editable=False)
     anchor = models.DateTimeField(
+        _("counts from"),
         default=clock.now,
         editable=False,
         help_text=_("Intervals count from this moment."),
     )
-    next_slot = models.DateTimeField(null=True, blank=True)
-    last_slot = models.DateTimeField(null=True, blank=True)
-    error = JSONField(null=True, blank=True)
-    created_at = models.DateTimeField(auto_now_add=True)
-    changed_at = models.DateTimeField(default=clock.now, editable=False)
+    next_slot = models.DateTimeField(_("next slot"), null=True, blank=True)
+    last_slot = models.DateTimeField(_("last slot"), null=True, blank=True)
+    error = JSONField(_("error"), null=True, blank=True)
+    created_at = models.DateTimeField(_("created"), auto_now_add=True)
+    changed_at = models.DateTimeField(_("changed"), default=clock.now, editable=False)
 
     if TYPE_CHECKING:
         ticks: models.Manager[Tick]
@@ -125,7 +130,7 @@ class Schedule(ScheduleCommands, models.Model):
 
     def clean(self) -> None:
         """Refuse what could not fire; each message is for the field it is about."""
-        wrong: dict[str, str] = {}
+        wrong: dict[str, Any] = {}
         if self.source == "code":
             self._check_code_row(wrong)
         else:
@@ -133,18 +138,18 @@ class Schedule(ScheduleCommands, models.Model):
             self._check_timing(wrong)
             self._check_target(wrong)
             if self.grace is not None and not 0 <= self.grace < float("inf"):
-                wrong["grace"] = "Give a number of seconds, 0 or more, or leave it empty."
+                wrong["grace"] = _("Give a number of seconds, 0 or more, or leave it empty.")
         if wrong:
             raise ValidationError(wrong)
 
-    def _check_code_row(self, wrong: dict[str, str]) -> None:
+    def _check_code_row(self, wrong: dict[str, Any]) -> None:
         for name in OPERATORS[:-1]:
             if self._has_changed(name):
-                wrong[name] = "This schedule is defined in the code; change it there."
+                wrong[name] = _("This schedule is defined in the code; change it there.")
         if self.enabled and self.removed:
-            wrong["enabled"] = "This schedule is no longer defined in the code."
+            wrong["enabled"] = _("This schedule is no longer defined in the code.")
 
-    def _check_names(self, wrong: dict[str, str]) -> None:
+    def _check_names(self, wrong: dict[str, Any]) -> None:
         for name in ("name", "slug", "queue_name", "version"):
             value = getattr(self, name)
             if name in ("queue_name", "version") and not value:
@@ -155,7 +160,7 @@ class Schedule(ScheduleCommands, models.Model):
             except JobsError as error:
                 wrong[name] = str(error)
 
-    def _check_timing(self, wrong: dict[str, str]) -> None:
+    def _check_timing(self, wrong: dict[str, Any]) -> None:
         field = "timezone"
         try:
             zone_of(self.timezone)
@@ -165,9 +170,9 @@ class Schedule(ScheduleCommands, models.Model):
             wrong[field] = str(error)
             return
         if following is None and self.enabled and self._has_changed("expression", "enabled"):
-            wrong["expression"] = "It lies in the past, so it would never fire."
+            wrong["expression"] = _("It lies in the past, so it would never fire.")
 
-    def _check_target(self, wrong: dict[str, str]) -> None:
+    def _check_target(self, wrong: dict[str, Any]) -> None:
         try:
             latest = registry.latest(self.slug)
             definition = registry.get(self.slug, self.version) if self.version else latest
@@ -179,7 +184,7 @@ class Schedule(ScheduleCommands, models.Model):
                 wrong.setdefault("slug", str(error))
             return
         if not isinstance(self.input, dict):
-            wrong["input"] = "The input is a JSON object, with a key for each parameter."
+            wrong["input"] = _("The input is a JSON object, with a key for each parameter.")
             return
         try:
             definition.schema.dump_input(definition.schema.bind((), self.input))
@@ -208,12 +213,14 @@ class Tick(models.Model):
     """One nominal instant of a schedule that was dealt with: the row that makes it fire once."""
 
     id = models.BigAutoField(primary_key=True)
-    schedule = models.ForeignKey(Schedule, models.CASCADE, related_name="ticks", db_index=False)
-    slot = models.DateTimeField()
+    schedule = models.ForeignKey(
+        Schedule, models.CASCADE, verbose_name=_("schedule"), related_name="ticks", db_index=False
+    )
+    slot = models.DateTimeField(_("slot"))
     job_id = models.UUIDField(null=True)
-    outcome = models.CharField(max_length=20)
-    error = JSONField(null=True)
-    created_at = models.DateTimeField()
+    outcome = models.CharField(_("outcome"), max_length=20)
+    error = JSONField(_("error"), null=True)
+    created_at = models.DateTimeField(_("created"))
 
     class Meta:
         default_permissions = ()
@@ -229,17 +236,17 @@ class OutboxMessage(models.Model):
     """A promise to send: a webhook or a broker message, written with the change it tells of."""
 
     id = models.BigAutoField(primary_key=True)
-    kind = models.CharField(max_length=20)
+    kind = models.CharField(_("kind"), max_length=20)
     job_id = models.UUIDField(null=True, db_index=True)
-    target = models.TextField()
-    body = JSONField(null=True)
-    status = models.CharField(max_length=20, default="pending")
-    tries = models.PositiveIntegerField(default=0)
-    next_try_at = models.DateTimeField()
+    target = models.TextField(_("target"))
+    body = JSONField(_("body"), null=True)
+    status = models.CharField(_("status"), max_length=20, default="pending")
+    tries = models.PositiveIntegerField(_("tries"), default=0)
+    next_try_at = models.DateTimeField(_("next try"))
     lease_expires_at = models.DateTimeField(null=True)
-    error = JSONField(null=True)
-    created_at = models.DateTimeField()
-    sent_at = models.DateTimeField(null=True)
+    error = JSONField(_("error"), null=True)
+    created_at = models.DateTimeField(_("created"))
+    sent_at = models.DateTimeField(_("sent"), null=True)
 
     class Meta:
         verbose_name = _("webhook")

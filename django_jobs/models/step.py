@@ -15,36 +15,48 @@ class TaskStatus(models.Model):
 
     id = models.BigAutoField(primary_key=True)
     job = models.ForeignKey(
-        Job, models.CASCADE, related_name="steps", db_constraint=False, db_index=False
+        Job,
+        models.CASCADE,
+        related_name="steps",
+        db_constraint=False,
+        db_index=False,
+        verbose_name=_("job"),
     )
     step_key = models.CharField(
         max_length=32, help_text=_("Hash of path and slug, unique within the run.")
     )
-    step_id = NameField(max_length=700)
-    slug = NameField()
-    kind = models.CharField(max_length=20, choices=[(k.value, k.value) for k in StepKind])
+    step_id = NameField(_("step ID"), max_length=700)
+    slug = NameField(_("slug"))
+    kind = models.CharField(
+        _("kind"), max_length=20, choices=[(k.value, k.value) for k in StepKind]
+    )
     parent_key = models.CharField(max_length=32, null=True, blank=True)
-    status = models.CharField(max_length=20, choices=[(s.value, s.value) for s in StepStatus])
-    input = JSONField(null=True, blank=True)
-    output = JSONField(null=True, blank=True)
-    error = JSONField(null=True, blank=True)
-    total_tried = models.PositiveIntegerField(default=0, db_default=0)
+    status = models.CharField(
+        _("status"), max_length=20, choices=[(s.value, s.value) for s in StepStatus]
+    )
+    input = JSONField(_("input"), null=True, blank=True)
+    output = JSONField(_("output"), null=True, blank=True)
+    error = JSONField(_("error"), null=True, blank=True)
+    total_tried = models.PositiveIntegerField(_("tries"), default=0, db_default=0)
     failures = models.PositiveIntegerField(
         default=0, db_default=0, help_text=_("Failed tries that count against the step's retries.")
     )
     fence = models.PositiveIntegerField(default=0, db_default=0)
-    worker = models.UUIDField(null=True, blank=True)
+    worker = models.UUIDField(_("worker"), null=True, blank=True)
     done_no = models.PositiveIntegerField(
         null=True, blank=True, help_text=_("Order of completion in the run.")
     )
-    wake_at = models.DateTimeField(null=True, blank=True)
-    event_name = NameField(null=True, blank=True)
+    wake_at = models.DateTimeField(_("wakes"), null=True, blank=True)
+    event_name = NameField(_("event"), null=True, blank=True)
     child = models.UUIDField(
-        null=True, blank=True, help_text=_("The child run, or the unit, that does it.")
+        _("child run"),
+        null=True,
+        blank=True,
+        help_text=_("The child run, or the unit, that does it."),
     )
     compensation = JSONField(null=True, blank=True)
-    started_at = models.DateTimeField(null=True, blank=True)
-    finished_at = models.DateTimeField(null=True, blank=True)
+    started_at = models.DateTimeField(_("started"), null=True, blank=True)
+    finished_at = models.DateTimeField(_("finished"), null=True, blank=True)
 
     class Meta:
         verbose_name = _("step")
@@ -99,7 +111,12 @@ class Attempt(models.Model):
 
     id = models.BigAutoField(primary_key=True)
     job = models.ForeignKey(
-        Job, models.CASCADE, related_name="tries", db_constraint=False, db_index=False
+        Job,
+        models.CASCADE,
+        related_name="tries",
+        db_constraint=False,
+        db_index=False,
+        verbose_name=_("job"),
     )
     step = models.ForeignKey(
         TaskStatus,
@@ -109,14 +126,17 @@ class Attempt(models.Model):
         related_name="tries",
         db_constraint=False,
         db_index=False,
+        verbose_name=_("step"),
     )
-    number = models.PositiveIntegerField()
-    status = models.CharField(max_length=20, choices=[(s.value, s.value) for s in AttemptStatus])
-    error = JSONField(null=True, blank=True)
+    number = models.PositiveIntegerField(_("number"))
+    status = models.CharField(
+        _("status"), max_length=20, choices=[(s.value, s.value) for s in AttemptStatus]
+    )
+    error = JSONField(_("error"), null=True, blank=True)
     fence = models.PositiveIntegerField(default=0, db_default=0)
-    worker = models.UUIDField(null=True, blank=True)
-    started_at = models.DateTimeField(null=True, blank=True)
-    finished_at = models.DateTimeField(null=True, blank=True)
+    worker = models.UUIDField(_("worker"), null=True, blank=True)
+    started_at = models.DateTimeField(_("started"), null=True, blank=True)
+    finished_at = models.DateTimeField(_("finished"), null=True, blank=True)
 
     class Meta:
         verbose_name = _("attempt")
@@ -133,13 +153,18 @@ class LogLine(models.Model):
 
     id = models.BigAutoField(primary_key=True)
     job = models.ForeignKey(
-        Job, models.CASCADE, related_name="log_lines", db_constraint=False, db_index=False
+        Job,
+        models.CASCADE,
+        related_name="log_lines",
+        db_constraint=False,
+        db_index=False,
+        verbose_name=_("job"),
     )
     step_key = models.CharField(max_length=32, null=True, blank=True)
     fence = models.PositiveIntegerField(default=0, db_default=0)
-    at = models.DateTimeField()
-    level = models.CharField(max_length=20)
-    message = models.TextField()
+    at = models.DateTimeField(_("time"))
+    level = models.CharField(_("level"), max_length=20)
+    message = models.TextField(_("message"))
 
     class Meta:
         verbose_name = _("log line")

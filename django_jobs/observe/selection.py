@@ -25,6 +25,8 @@ from django_jobs.models.commands import JobQuerySet
 
 #: More tasks than this are not searched by the beginning of their name.
 MATCHES = 200
+#: Live jobs among which those of an unknown slug are sought.
+LOOKED_THROUGH = 20_000
 TENANT_COLUMNS = ("tenant_1", "tenant_2", "tenant_3")
 RUNS = (Kind.WORKFLOW, Kind.DAG)
 _HEX = re.compile(r"[0-9a-f]{4,32}\Z")
@@ -140,19 +142,46 @@ def id_range(text: str) -> tuple[UUID, UUID] | None:
     return UUID(digits.ljust(32, "0")), UUID(digits.ljust(32, "f"))
 
 
-def of_search(text: str, alias: str) -> Q:
-    """Jobs whose id or slug begins with ``text``, or one of whose tenant fields is just that."""
+def of_search(text: str, alias: str, *, only_runs: bool = False) -> Q:
+    """Jobs whose id or slug begins with ``text``, or one of whose tenant fields is just that.
+
+    ``only_runs`` leaves out tasks by their slug. Of a slug that neither the catalogue nor the code
+    knows, live jobs are sought among the newest ``LOOKED_THROUGH`` only.
+    """
     text = text.strip()
-    known = set(registry.snapshot())
-    listed = Task.objects.using(alias).filter(slug__startswith=text)
-    known.update(listed.values_list("slug", flat=True)[:MATCHES])
-    slugs = sorted(slug for slug in known if slug.startswith(text))[:MATCHES]
+    slugs = _slugs(text, alias, only_runs)
     parts = [of_slugs(slugs)] if slugs else []
     ends = id_range(text)
     if ends is not None:
         parts.append(Q(pk__gte=ends[0], pk__lte=ends[1]))
     parts += [Q(**{column: text}) for column, _ in tenant_columns()]
-    return reduce(or_, parts) if parts else of_slugs([text])
+    return reduce(or_, parts) if parts else _of_unknown_slug(text, alias)
+
+
+def _slugs(text: str, alias: str, only_runs: bool) -> list[str]:
+    """Those known that begin so."""
+    known = {
+        slug
+        for slug, versions in registry.snapshot().items()
+        if slug.startswith(text)
+        and not (only_runs and all(one.kind == Kind.TASK for one in versions.values()))
+    }
+    listed = Task.objects.using(alias).filter(slug__startswith=text)
+    if only_runs:
+        listed = listed.exclude(kind=Kind.TASK)
+    known.update(listed.values_list("slug", flat=True)[:MATCHES])
+    return sorted(known)[:MATCHES]
+
+
+def _of_unknown_slug(slug: str, alias: str) -> Q:
+    """No index has live jobs by their slug, and there may be millions."""
+    units: Any = Job.units
+    ids = units.using(alias).order_by("-pk").values_list("pk", flat=True)
+    edge = next(iter(ids[LOOKED_THROUGH - 1 : LOOKED_THROUGH]), None)
+    live = (
+        Q(finished_at__isnull=True) if edge is None else Q(finished_at__isnull=True, pk__gte=edge)
+    )
+    return Q(slug=slug) & (Q(finished_at__isnull=False) | live)
 
 
 def tenant_columns() -> list[tuple[str, str]]:

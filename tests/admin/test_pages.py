@@ -21,6 +21,7 @@ from django_jobs import clock, run_jobs
 from django_jobs.ids import job_ids
 from django_jobs.lifecycle import Kind, Status
 from django_jobs.models import Job, LogLine, Queue, Schedule, Task, TaskStatus, Worker
+from django_jobs.observe import selection
 from tests.admin import shop
 from tests.app import jobs
 
@@ -293,7 +294,7 @@ def test_tabs_count_up_to_a_thousand(login: Login) -> None:
     text = words(page(login("view_job"), address("job")))
     assert "pending 1,000+" in text
     assert "paused 3" in text
-    assert "more than 1000 jobs" in text
+    assert "more than 1,000 jobs" in text
 
 
 def test_filters_by_task_and_queue_come_from_the_catalogue(login: Login) -> None:
@@ -392,6 +393,50 @@ def test_what_no_index_serves_is_looked_for_piece_by_piece(
     assert pages == 3
     assert seen == [str(job.pk) for job in reversed(wanted)]
     assert "looked through" not in page(client, f"{address('job')}?status=pending")
+
+
+def test_failed_runs_are_looked_for_among_failed_jobs(
+    login: Login, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from django_jobs.admin import paging
+
+    monkeypatch.setattr(paging, "LOOKED_UP", 5)
+    monkeypatch.setattr(paging, "LOOKED_THROUGH", 2)
+    failed = {"status": Status.FAILED, "error": shop.ERROR}
+    wanted = [shop.make_job("order", kind=Kind.WORKFLOW, **failed) for _ in range(2)]
+    for _ in range(7):
+        shop.make_job("order", kind=Kind.WORKFLOW)
+        shop.make_job("charge_card", **failed)
+    shop.make_job("order", kind=Kind.STEP, parent=wanted[0], **failed)
+    client = login("view_job")
+    content = page(client, f"{address('workflowrun')}?status=failed")
+    assert listed(content) == []
+    found = re.search(r'href="([^"]+)" rel="next"', content)
+    assert found is not None
+    content = page(client, address("workflowrun") + html.unescape(found[1]))
+    assert listed(content) == [str(job.pk) for job in reversed(wanted)]
+    assert "looked through" not in page(client, address("workflowrun"))
+
+
+def test_a_slug_that_nobody_knows_is_sought_among_the_newest(
+    login: Login, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(selection, "LOOKED_THROUGH", 3)
+    shop.make_job("forgotten")
+    done, new = shop.make_job("forgotten", Status.COMPLETED), shop.make_job("forgotten")
+    for _ in range(2):
+        shop.make_job()
+    found = listed(page(login("view_job"), f"{address('job')}?q=forgotten"))
+    assert found == [str(new.pk), str(done.pk)]
+
+
+def test_a_search_of_runs_finds_no_tasks(login: Login) -> None:
+    shop.make_catalogue()
+    run = shop.make_job("order.process", kind=Kind.WORKFLOW)
+    shop.make_job("charge_card")
+    client = login("view_job")
+    assert listed(page(client, f"{address('workflowrun')}?q=order")) == [str(run.pk)]
+    assert listed(page(client, f"{address('workflowrun')}?q=charge")) == []
 
 
 def test_a_job_that_arrives_meanwhile_moves_no_page(login: Login) -> None:
