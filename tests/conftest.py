@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
 
-from tests import fan_out
+from tests import bytecode, cpu_times, fan_out
+
+bytecode.keep(Path(__file__).resolve().parent.parent / ".pytest_cache" / "bytecode")
 
 # No deadline for a single example: two databases are tested at the same time on few cores.
 hypothesis.settings.register_profile("suite", deadline=None)
@@ -84,10 +87,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = left
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    cpu_times.begin(item)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+    if call.when == "teardown":
+        cpu_times.end(item)
+
+
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_terminal_summary(terminalreporter: Any) -> Generator[None]:
     yield
     _print_promised_times(terminalreporter)
+    _print_cpu_times(terminalreporter)
     fan_out.write_counts(terminalreporter.stats)
 
 
@@ -99,3 +114,12 @@ def _print_promised_times(terminalreporter: Any) -> None:
         terminalreporter.section("promised times")
         for text in sorted(set(seen)):
             terminalreporter.write_line(text)
+
+
+def _print_cpu_times(terminalreporter: Any) -> None:
+    # A passed teardown's report is filed under "".
+    reports = [one for name in ("", "error") for one in terminalreporter.stats.get(name, [])]
+    if found := cpu_times.lines(reports):
+        terminalreporter.section("CPU seconds of the tests by module")
+        for line in found:
+            terminalreporter.write_line(line)

@@ -29,6 +29,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests import bytecode
 from tests.support import ROOT
 
 LANGUAGES = {"python", "console", "bash", "text", "json"}
@@ -186,13 +187,14 @@ class Project:
             name: value
             for name, value in os.environ.items()
             if not name.startswith(("TEST_", "PYTEST_", "DJANGO_SETTINGS", "PYTHONPATH"))
+            # What pip has compiled in an environment of its own lies beside the sources.
+            and not (self.installs and name == bytecode.FOLDER)
         }
         return {
             **kept,
             "PATH": os.pathsep.join([str(self.python.parent), kept.get("PATH", os.defpath)]),
             "CHECKOUT": str(ROOT),
             "PYTHONUNBUFFERED": "1",
-            "PYTHONDONTWRITEBYTECODE": "1",
             "NO_COLOR": "1",
             **({} if self.installs else {"PYTHONPATH": str(ROOT)}),
         }

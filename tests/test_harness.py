@@ -46,7 +46,7 @@ def test_needs_no_database():
 
 def run_pytest(folder: Path, *arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
     """Run a person's ``pytest`` on a suite of its own that has this suite's conftest."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", **extra}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **extra}
     for name in ("TEST_DB", "TEST_DATABASE", "TEST_COUNTS_FILE", "TEST_LATER_DATABASE"):
         if name not in extra:
             environment.pop(name, None)
