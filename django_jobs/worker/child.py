@@ -188,10 +188,10 @@ class Child:
         while True:
             self._keep_time()
             try:
-                if not self._is_registered and not self._told.is_set():
-                    self._register(session)
                 if self._lost:
                     session.one("SELECT 1")  # a round with nothing to do would take it for back
+                if not self._is_registered and not self._told.is_set():
+                    self._register(session)
                 if clock.monotonic() >= self._next_pulse:
                     self._pulse(session)
                 self._round(session)
