@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from django_jobs.store import claims as claiming
-from django_jobs.store import fairness
+from django_jobs.store import fairness, lone
 from django_jobs.store.claims import Claim, Lane
 from django_jobs.store.record import (
     COMPLETE_PLAIN,
@@ -61,9 +61,7 @@ def exchange(
         session.vendor == "postgresql"
         and not session.in_callers_transaction
         and (not wants or claiming.is_direct(session, chosen))
-        and all(
-            is_plain(item) or (isinstance(item, StepWrite) and item.error is None) for item in items
-        )
+        and all(_is_quick(item) for item in items)
     ):
         try:
             return _in_one_trip(session, items, chosen if wants else [], worker, limit, lease)
@@ -84,6 +82,18 @@ def exchange(
     return session.committed(work)
 
 
+def at_once(session: Session, items: Sequence[Item]) -> list[Answer] | None:
+    """Record ``items`` in one round trip; None, and nothing done, where they take more than that."""
+    if session.vendor != "postgresql" or not all(_is_quick(item) for item in items):
+        return None
+    return _in_one_trip(session, items, [], items[0].claim.worker, 0, 0.0)[0]
+
+
+def _is_quick(item: Item) -> bool:
+    """Whether one statement records it."""
+    return is_plain(item) or (isinstance(item, StepWrite) and item.error is None)
+
+
 def _in_one_trip(
     session: Session,
     items: Sequence[Item],
@@ -96,7 +106,9 @@ def _in_one_trip(
     ended = [item for item in items if isinstance(item, Finish)]
     statements = []
     if steps:
-        statements.append((RECORD_POSTGRESQL, listed_params(steps)))
+        statements.append(
+            lone.statement(steps) if lone.fits(steps) else (RECORD_POSTGRESQL, listed_params(steps))
+        )
     if ended:
         statements.append((COMPLETE_PLAIN, plain_params(ended)))
     if chosen:

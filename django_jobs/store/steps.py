@@ -126,7 +126,7 @@ def _write_rows(session: Session, steps: Sequence[StepWrite]) -> Statuses:
                 f"{name}_{n}": value for n, one in enumerate(portion) for name, value in one.items()
             }
             session.run(
-                f"INSERT INTO {{taskstatus}} ({_COLUMNS}) VALUES {values} "
+                f"INSERT INTO {{taskstatus}} ({COLUMNS}) VALUES {values} "
                 f"ON DUPLICATE KEY UPDATE {UPSERT_MYSQL['TRUE' if again else NOT_COMPLETED]}",
                 **bound,
             )
@@ -157,12 +157,12 @@ def _values(step: StepWrite) -> dict[str, Any]:
     }  # fmt: skip
 
 
-_COLUMNS = (
+COLUMNS = (
     "job_id, step_key, step_id, slug, kind, parent_key, status, input, output, error, total_tried, failures, fence, "
     "worker, done_no, wake_at, event_name, child, started_at, finished_at"
 )
 # A completed record is written once; only a step that asked to run anew replaces it.
-_UPSERT = """
+UPSERT = """
     ON CONFLICT (job_id, step_key) DO UPDATE SET status = excluded.status, input = excluded.input,
         output = excluded.output, error = excluded.error, total_tried = excluded.total_tried,
         failures = excluded.failures, fence = excluded.fence, worker = excluded.worker, done_no = excluded.done_no,
@@ -180,14 +180,14 @@ RECORD_POSTGRESQL = f"""
            AND ({{job}}.id, {{job}}.fence) IN (SELECT v.job, v.fence FROM v)
            AND {{job}}.lease_expires_at IS NOT NULL FOR NO KEY UPDATE
     ), written AS (
-        INSERT INTO {{taskstatus}} ({_COLUMNS})
+        INSERT INTO {{taskstatus}} ({COLUMNS})
         SELECT v.job, v.step_key, v.step_id, v.slug, v.kind, v.parent_key, v.status, v.input::jsonb, v.output::jsonb,
                v.error::jsonb, v.total_tried, v.failures, v.fence, v.worker, v.done_no,
                COALESCE(v.wake_at, {{now}} + v.wake_after * interval '1 second'), v.event_name, v.child, {{now}},
                CASE WHEN v.ended THEN {{now}} END
           FROM v JOIN owned ON owned.id = v.job AND owned.fence = v.fence
          WHERE NOT v.starts OR owned.status IN ('running', 'compensating')
-        {_UPSERT} WHERE {{taskstatus}}.status <> 'completed'
+        {UPSERT} WHERE {{taskstatus}}.status <> 'completed'
             OR EXISTS (SELECT 1 FROM v w WHERE w.again AND w.job = excluded.job_id AND w.step_key = excluded.step_key)
     )
     SELECT id, fence, status FROM owned
@@ -204,21 +204,21 @@ OWNED_SQLITE = f"""
      WHERE {{job}}.lease_expires_at IS NOT NULL
 """
 RECORD_SQLITE = f"""
-    INSERT INTO {{taskstatus}} ({_COLUMNS})
+    INSERT INTO {{taskstatus}} ({COLUMNS})
     SELECT {_field("job")}, {_field("step_key")}, {_field("step_id")}, {_field("slug")}, {_field("kind")},
            {_field("parent_key")}, {_field("status")}, {_field("input")}, {_field("output")}, {_field("error")},
            {_field("total_tried")}, {_field("failures")}, {_field("fence")}, {_field("worker")}, {_field("done_no")},
            json_extract(%(wake)s, '$.' || {_field("job")} || {_field("step_key")}), {_field("event_name")},
            {_field("child")}, {{now}}, CASE WHEN {_field("ended")} THEN {{now}} END
       FROM json_each(%(listed)s) r WHERE true
-    {_UPSERT} WHERE {{taskstatus}}.status <> 'completed' OR EXISTS (
+    {UPSERT} WHERE {{taskstatus}}.status <> 'completed' OR EXISTS (
         SELECT 1 FROM json_each(%(listed)s) r WHERE {_field("again")} AND {_field("job")} = excluded.job_id
            AND {_field("step_key")} = excluded.step_key)
 """
 
 
 NOT_COMPLETED = "{taskstatus}.status <> 'completed'"
-_SETS = _UPSERT.partition("DO UPDATE SET ")[2]
+_SETS = UPSERT.partition("DO UPDATE SET ")[2]
 UPSERT_MYSQL = {
     condition: conditional(_SETS, condition, last="status") for condition in (NOT_COMPLETED, "TRUE")
 }

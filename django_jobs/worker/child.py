@@ -33,6 +33,7 @@ from django_jobs.worker.heartbeat import TRUSTED, renew, say_lost
 from django_jobs.worker.intake import Intake, Plan
 from django_jobs.worker.isolation import Isolation, Link
 from django_jobs.worker.local import after
+from django_jobs.worker.pen import Pen
 from django_jobs.worker.report import RunReport, report_of
 from django_jobs.worker.sweep import sweep
 from django_jobs.worker.timetable import Timetable
@@ -62,6 +63,7 @@ class Child:
         #: How many tries have ended in each way.
         self._ended: Counter[type[Outcome]] = Counter()
         self.desk = Desk(plan.alias, self.settings.lease)
+        self._pen = Pen(self.desk, lambda: self.hands.has_one_busy and not self._lost)
         self.intake = Intake(plan)
         self.isolation = None if link is None else Isolation(link)
         self._charges = charges
@@ -127,6 +129,7 @@ class Child:
         """Run until the end; the calling thread becomes the database thread."""
         session = Session(self.plan.alias)
         session.use_prepared_statements(self.settings.prepare)
+        self._pen.lend(session)
         self.hands.start()
         if not self._beats_here(session):
             threading.Thread(target=self._beat, name="jobs-heartbeat", daemon=True).start()
@@ -186,29 +189,33 @@ class Child:
 
     def _rounds(self, session: Session) -> None:
         while True:
-            self._keep_time()
-            try:
-                if self._lost:
-                    session.one("SELECT 1")  # a round with nothing to do would take it for back
-                if not self._is_registered and not self._told.is_set():
-                    self._register(session)
-                if clock.monotonic() >= self._next_pulse:
-                    self._pulse(session)
-                self._round(session)
-                self._is_back(session)
-                if self.hands.is_stuck:
-                    self._give_back(
-                        session, self.hands.take_unstarted(), "it waited behind long jobs"
-                    )
-                if self._stopping.is_set():
-                    self._give_back(session, self.hands.take_unstarted(), "the worker stops")
-            except Exception as error:
-                if not session.dialect.is_trouble(error):
-                    raise
-                self._is_lost(session, error)
-            if self._has_stopped() if self._stopping.is_set() else self._is_done():
-                return
-            self.desk.wait(self._pause())
+            with self._pen:
+                self._work(session)
+                if self._has_stopped() if self._stopping.is_set() else self._is_done():
+                    return
+                pause = self._pause()
+            self.desk.wait(pause)
+
+    def _work(self, session: Session) -> None:
+        """All that is to be done now."""
+        self._keep_time()
+        try:
+            if not self._is_registered and not self._told.is_set():
+                self._register(session)
+            if self._lost:
+                session.one("SELECT 1")  # a round with nothing to do would take it for back
+            if clock.monotonic() >= self._next_pulse:
+                self._pulse(session)
+            self._round(session)
+            self._is_back(session)
+            if self.hands.is_stuck:
+                self._give_back(session, self.hands.take_unstarted(), "it waited behind long jobs")
+            if self._stopping.is_set():
+                self._give_back(session, self.hands.take_unstarted(), "the worker stops")
+        except Exception as error:
+            if not session.dialect.is_trouble(error):
+                raise
+            self._is_lost(session, error)
 
     def _is_lost(self, session: Session, error: Exception) -> None:
         if not self._lost:

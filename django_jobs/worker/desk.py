@@ -51,15 +51,19 @@ class Desk:
         self._entries: deque[Entry] = deque()
         self._call = threading.Event()
         self._urgent = threading.Event()
+        #: Writes at once, in the calling thread, what it can; None says that it has not.
+        self.shortcut: Callable[[Item], Answer | None] = _no_shortcut
 
     # --- for those who execute ----------------------------------------------------------------
 
     def post(self, item: Item) -> None:
         self._entries.append(Entry(item))
-        self._call.set()
+        if not self._call.is_set():
+            self._call.set()
 
     def write(self, item: Item) -> Answer:
-        return self._submit(item).result()
+        answer = self.shortcut(item)
+        return self._submit(item).result() if answer is None else answer
 
     async def awrite(self, item: Item) -> Answer:
         return await asyncio.wrap_future(self._submit(item))
@@ -101,12 +105,25 @@ class Desk:
 
         What was only posted waits a moment for company: the record of a step for the next start.
         """
-        if not self._entries:
-            self._call.wait(seconds)
+        ends = clock.monotonic() + seconds
+        while not self._urgent.is_set():
+            first = self._oldest()
+            if first is None:
+                if not self._call.wait(max(ends - clock.monotonic(), 0.0)):
+                    break
+                self._call.clear()
+                continue
+            came = self._urgent.wait(PATIENCE)
+            if came or self._oldest() is first or clock.monotonic() >= ends:
+                break  # else somebody has taken it along
         self._call.clear()
-        if self._entries and not self._urgent.is_set():
-            self._urgent.wait(PATIENCE)
         self._urgent.clear()
+
+    def _oldest(self) -> Entry | None:
+        try:
+            return self._entries[0]
+        except IndexError:
+            return None
 
     def wake(self) -> None:
         self._ring()
@@ -117,7 +134,7 @@ class Desk:
 
     def take(self) -> list[Entry]:
         """Everything on the desk, in order."""
-        # Only this thread takes; what is put on it meanwhile is left to the next round.
+        # Only who holds the pen takes; what is put on it meanwhile is left to the next round.
         return [self._entries.popleft() for _ in range(len(self._entries))]
 
     def flush(self, session: Session) -> None:
@@ -138,6 +155,11 @@ class Desk:
         for entry in self.take():
             if entry.done is not None:
                 entry.done.set_exception(error)
+
+
+def _no_shortcut(item: Item) -> Answer | None:
+    """Everything is left to the one who writes."""
+    return None
 
 
 def settle(session: Session, entries: list[Entry]) -> None:

@@ -185,6 +185,11 @@ class Hands:
         """Whether exactly this claim waits or runs here still."""
         return self.in_hand.get(claim.job_id) is claim
 
+    @property
+    def has_one_busy(self) -> bool:
+        """Whether one thread executes at most, and nothing on the loop."""
+        return self.threads - self._idle <= 1 and not self._on_loop
+
     def drop(self, claim: Claim) -> None:
         """Forget this claim, and not a later one of the same job that came with the same answer."""
         if self.holds(claim):

@@ -95,6 +95,8 @@ class Replay(Attempt):
         for step in self._records.values():
             self._groups.setdefault(step.step_id, set()).add(group(step.kind))
         self._seen: set[str] = set()
+        #: Every step of the run that is recorded or was asked for.
+        self._known = set(self._records)
         self._lock = threading.Lock()
         self._done_no = max((step.done_no or 0 for step in self._records.values()), default=0)
         self._marked = bool(self._records) or claim.fence > 1
@@ -214,17 +216,19 @@ class Replay(Attempt):
         """Note the ids of this pass; refuse a second use before anything of it runs."""
         with self._lock:
             keys = [step.key for step in planned]
+            is_twice = len(set(keys)) < len(keys)
             for step in planned:
-                if step.key in self._seen or keys.count(step.key) > 1:
+                if step.key in self._seen or (is_twice and keys.count(step.key) > 1):
                     self.mistake = DuplicateStepId(
                         f"The step id {step.path!r} of {step.slug!r} is used twice in one pass of "
                         f"{self.claim.slug!r}. Give each call an id of its own."
                     )
                     raise self.mistake
                 self._check_kind(step)
-            known = len(self._records.keys() | self._seen)
+            known = len(self._known)
             self._seen.update(keys)
-            new = len(self._records.keys() | self._seen) - known
+            self._known.update(keys)
+            new = len(self._known) - known
             limit = conf.get().step_limit
             if new and known + new > limit:
                 self.mistake = StepLimit(

@@ -210,6 +210,23 @@ def test_l3_steps_of_two_fences_go_in_one_trip_and_only_the_holders_are_kept() -
     assert list(job.steps.values_list("step_id", "fence")) == [("same", holder.fence)]
 
 
+@pytest.mark.parametrize("status", [StepStatus.RUNNING, StepStatus.COMPLETED])
+def test_l3_a_zombies_step_that_has_the_trip_to_itself_is_dropped(status: StepStatus) -> None:
+    """L3: as above for the statement of one run alone, which is PostgreSQL's."""
+    clock.freeze(START)
+    session = Session()
+    job = jobs.three_steps.enqueue(marks="/dev/null")
+    late = take(session)
+    clock.travel(timedelta(seconds=LEASE + 1))
+    sweep(session)
+    holder = take(session)
+    for claim, answer in ((late, "lost"), (holder, "written")):
+        items = [step(claim, status)]
+        answers, _ = exchange(session, items, [], worker=claim.worker, limit=0, lease=LEASE)
+        assert answers == [answer]
+    assert list(job.steps.values_list("step_id", "fence")) == [("late", holder.fence)]
+
+
 @pytest.mark.parametrize("write", WRITES)
 def test_l3_a_zombie_that_waited_for_the_row_writes_nothing(write: str) -> None:
     """L3: the fence is compared with the row as the one who took it back has left it."""

@@ -68,6 +68,8 @@ STEERING = "django_jobs/admin/steering.py"
 SESSION = "django_jobs/store/session.py"
 SQLITE = "django_jobs/store/dialects/sqlite.py"
 STEPS = "django_jobs/store/steps.py"
+PEN = "django_jobs/worker/pen.py"
+LONE = "django_jobs/store/lone.py"
 ENQUEUEING = "django_jobs/enqueueing.py"
 OUTBOX = "django_jobs/store/outbox.py"
 PUBLISHING = "django_jobs/celery/publishing.py"
@@ -519,6 +521,23 @@ DAMAGES = [
         [Edit(EXCHANGE, "== len(ended)", ">= 0")],
         [f"{ZOMBIE}[outcome Completed-task-retaken]"],
         # One round trip, whose answer alone tells what was written, is PostgreSQL's.
+        database="postgresql",
+    ),
+    Damage(
+        "step-of-one-run-without-fence",
+        "L3",
+        [
+            Edit(LONE, " AND fence = %(fence)s::int", ""),
+            Edit(LONE, "SELECT id, fence, status FROM owned", "SELECT id, %(fence)s::int, status FROM owned"),
+        ],
+        ["tests/engine/test_zombie.py::test_l3_a_zombies_step_that_has_the_trip_to_itself_is_dropped"],
+        database="postgresql",
+    ),
+    Damage(
+        "pen-drops-what-lay-on-the-desk",
+        "P3",
+        [Edit(PEN, "                self._desk.put_back(entries)\n                raise\n", "                raise\n")],
+        ["tests/engine/test_pen.py::test_p3_a_lost_connection_leaves_all_of_it_to_the_database_thread"],
         database="postgresql",
     ),
     Damage(
