@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.apps import AppConfig, apps
 from django.conf import settings as django_settings
@@ -14,6 +14,9 @@ from django.db import connections, router
 from django_jobs import conf
 from django_jobs.definitions import registry
 from django_jobs.errors import ConfigurationError, JobsError
+
+if TYPE_CHECKING:
+    from django_jobs.store.fitness import Fault
 
 
 @register("django_jobs")
@@ -124,11 +127,26 @@ def check_transactional(
     ]
 
 
+@register("django_jobs")
+def check_database_settings(
+    app_configs: Sequence[AppConfig] | None, **kwargs: Any
+) -> list[CheckMessage]:
+    """django_jobs.E009 and E010: settings under which no worker could write."""
+    from django_jobs.store import fitness
+    from django_jobs.store.session import engine_alias
+
+    if conf.problems():
+        return []  # E001 says why
+    alias = engine_alias()
+    return [_said(fault) for fault in fitness.settings_faults(connections[alias], alias)]
+
+
 @register("django_jobs", "database")
 def check_database(
     app_configs: Sequence[AppConfig] | None, databases: Sequence[str] | None = None, **kwargs: Any
 ) -> list[CheckMessage]:
-    """django_jobs.E004 to E006, W001: the database that holds the jobs."""
+    """django_jobs.E004 to E006, E011 and E012, W001 to W008: the database that holds the jobs."""
+    from django_jobs.store import fitness
     from django_jobs.store.dialects import DIALECTS
     from django_jobs.store.session import engine_alias
 
@@ -147,55 +165,9 @@ def check_database(
                 id="django_jobs.E004",
             )
         ]
-    if connection.vendor == "mysql":
-        return _check_mysql(connection, alias)
-    mode = connection.settings_dict.get("OPTIONS", {}).get("transaction_mode")
-    if connection.vendor == "sqlite" and str(mode).upper() != "IMMEDIATE":
-        return [
-            Warning(
-                "SQLite transactions are deferred, so your own transactions can fail with 'database is locked' "
-                "while workers write.",
-                hint=f'Set OPTIONS["transaction_mode"] = "IMMEDIATE" for the database {alias!r}.',
-                id="django_jobs.W001",
-            )
-        ]
-    return []
+    return [_said(fault) for fault in fitness.faults(connection, alias)]
 
 
-def _check_mysql(connection: Any, alias: str) -> list[CheckMessage]:
-    found: list[CheckMessage] = []
-    fault = server_fault(connection.mysql_is_mariadb, connection.mysql_version)
-    if fault is not None:
-        message, hint = fault
-        found.append(Error(f"{message} (database {alias!r}).", hint=hint, id="django_jobs.E005"))
-    with connection.cursor() as cursor:
-        name = "tx_isolation" if connection.mysql_is_mariadb else "transaction_isolation"
-        cursor.execute(f"SELECT @@{name}")
-        [level] = cursor.fetchone()
-    if level != "READ-COMMITTED":
-        found.append(
-            Error(
-                f"The transactions of database {alias!r} are {level}: workers would lock each other out and read "
-                "old rows.",
-                hint=f'Leave OPTIONS["isolation_level"] of the database {alias!r} at "read committed", Django\'s default.',
-                id="django_jobs.E006",
-            )
-        )
-    return found
-
-
-def server_fault(is_mariadb: bool, version: tuple[int, ...]) -> tuple[str, str] | None:
-    """What is wrong with a server of this version, and the remedy; None where it serves."""
-    shown = ".".join(map(str, version))
-    if not is_mariadb:
-        if version >= (8, 0, 11):
-            return None
-        return f"MySQL {shown} is too old", "Use MySQL 8.0.11 or newer."
-    if version < (10, 6):
-        return f"MariaDB {shown} is too old", "Use MariaDB 10.6 or newer; it can skip locked rows."
-    if (10, 7) <= version < (10, 10, 6) or (10, 11) <= version < (10, 11, 5):
-        return (
-            f"MariaDB {shown} sorts version 7 UUIDs wrongly, so that jobs would run out of order",
-            "Use MariaDB 10.6, 10.10.6, 10.11.5 or newer.",
-        )
-    return None
+def _said(fault: Fault) -> CheckMessage:
+    kind = Error if fault.refused else Warning
+    return kind(fault.message, hint=fault.hint, id=f"django_jobs.{fault.code}")

@@ -16,6 +16,7 @@ from django.db import DEFAULT_DB_ALIAS, connections, router, transaction
 from django_jobs import conf
 from django_jobs.errors import ConfigurationError
 from django_jobs.store.dialects import dialect_of
+from django_jobs.store.pooling import is_pooled
 from django_jobs.store.trip import Answered, Link
 
 T = TypeVar("T")
@@ -60,6 +61,9 @@ class Session:
         #: How often a connection was lost; an answer to a commit may have been lost with it.
         self.reconnects = 0
         self._link: Link | None = None
+        #: The open connection of which it is known whether statements may be prepared on it.
+        self._known: Any = None
+        self._prepares = False
 
     @property
     def vendor(self) -> str:
@@ -71,8 +75,9 @@ class Session:
         self.connection.close()
 
     def use_prepared_statements(self, wanted: bool) -> None:
-        """Prepare statements on this connection, which is the worker's own."""
+        """Prepare statements on this connection, which is the worker's own; never behind a pooler."""
         self.prepare = wanted and self.vendor == "postgresql"
+        self._known = None
 
     @property
     def in_callers_transaction(self) -> bool:
@@ -108,7 +113,7 @@ class Session:
         statement = self.dialect.compile(template)
         cursor = self._cursor()
         bound = self.dialect.params(statement, params)
-        if self.prepare:
+        if self._prepares:
             cursor.execute(statement.sql, bound, prepare=True)
         else:
             cursor.execute(statement.sql, bound)
@@ -122,10 +127,17 @@ class Session:
         if self.vendor == "postgresql":
             import psycopg
 
-            if self.prepare and raw.prepare_threshold is None:
-                raw.prepare_threshold = 2
+            if raw is not self._known:
+                self._look_at(raw)
             return psycopg.Cursor(raw)
         return raw.cursor()
+
+    def _look_at(self, raw: Any) -> None:
+        """Settle whether statements are prepared on a connection that is new to this session."""
+        self._prepares = self.prepare and not is_pooled(raw)
+        if self._prepares and raw.prepare_threshold is None:
+            raw.prepare_threshold = 2
+        self._known = raw
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -159,9 +171,8 @@ class Session:
             (sql, {}) for sql in self.dialect.opening(TIME_LIMIT)
         ]
         try:
-            answered = self._link_to_server().run(
-                [*opening, *bound, ("COMMIT", {})], prepare=self.prepare
-            )
+            link = self._link_to_server()
+            answered = link.run([*opening, *bound, ("COMMIT", {})], prepare=self._prepares)
         except BaseException:
             self._roll_back()
             raise
@@ -170,6 +181,7 @@ class Session:
     def _link_to_server(self) -> Link:
         raw = self.connection.connection
         if self._link is None or self._link.raw is not raw:
+            self._look_at(raw)
             self._link = Link(raw)
         return self._link
 

@@ -5,11 +5,16 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from django.db import connections
 
 from django_jobs import conf
 from django_jobs.store.jobs import CHANNEL
+from django_jobs.store.pooling import hears, is_pooled
+
+if TYPE_CHECKING:
+    import psycopg
 
 logger = logging.getLogger("django_jobs.worker")
 
@@ -17,6 +22,8 @@ logger = logging.getLogger("django_jobs.worker")
 LOOK = 0.05
 #: Seconds without a notification after which the link is tried.
 PING = 30.0
+#: Seconds after which a pooler that delivers nothing is tried again.
+DEAF = 60.0
 
 
 class Listener(threading.Thread):
@@ -29,6 +36,7 @@ class Listener(threading.Thread):
         self._stop_asked = threading.Event()
         #: Whether notifications arrive at present, so that polling may be rare.
         self.listening = False
+        self._said_deaf = False
 
     def run(self) -> None:
         while not self._stop_asked.is_set():
@@ -46,17 +54,11 @@ class Listener(threading.Thread):
         self._stop_asked.set()
 
     def _listen(self) -> None:
-        import psycopg
-
-        dsn = conf.get().listen_dsn
-        if dsn is not None:
-            link = psycopg.connect(dsn, autocommit=True)
-        else:
-            wanted = connections[self._alias].get_connection_params()
-            for name in ("cursor_factory", "context", "prepare_threshold"):
-                wanted.pop(name, None)
-            link = psycopg.connect(**wanted, autocommit=True)
-        with link:
+        with self._connect() as link:
+            if is_pooled(link) and not hears(link, self._connect):
+                self._say_deaf()
+                self._stop_asked.wait(DEAF)
+                return
             link.execute(f"LISTEN {CHANNEL}")
             self.listening = True
             # What was announced before we listened is found by looking once.
@@ -69,6 +71,26 @@ class Listener(threading.Thread):
                     self._call()
                 else:
                     link.execute("SELECT 1")
+
+    def _connect(self) -> psycopg.Connection[Any]:
+        """A connection beside Django's, to the address at which notifications are to be heard."""
+        import psycopg
+
+        dsn = conf.get().listen_dsn
+        if dsn is not None:
+            return psycopg.connect(dsn, autocommit=True)
+        wanted = connections[self._alias].get_connection_params()
+        for name in ("cursor_factory", "context", "prepare_threshold"):
+            wanted.pop(name, None)
+        return psycopg.connect(**wanted, autocommit=True)
+
+    def _say_deaf(self) -> None:
+        if not self._said_deaf:
+            self._said_deaf = True
+            logger.warning(
+                "A pooler stands before PostgreSQL and delivers no notifications: new jobs are found by polling. Set "
+                'DJANGO_JOBS["LISTEN_DSN"] to an address that leads to the server itself.'
+            )
 
 
 class CommitWatch(threading.Thread):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from django_jobs.checks import server_fault
 from django_jobs.store.dialects import mysql
+from django_jobs.store.fitness import server_fault
 
 
 def said(template: str) -> list[str]:

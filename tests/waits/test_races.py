@@ -33,10 +33,9 @@ def waits_for_lock() -> bool:
                 "AND datname = current_database()"
             )
         else:
-            cursor.execute(
-                "SELECT COUNT(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'"
-            )
-        return bool(cursor.fetchone()[0])
+            # A counter. The table innodb_trx is a copy that is not renewed while it is asked ten times a second.
+            cursor.execute("SHOW GLOBAL STATUS LIKE 'Innodb_row_lock_current_waits'")
+        return int(cursor.fetchone()[-1]) > 0
 
 
 def overlapping(job: Job, commit: int, meanwhile: Callable[[], Any]) -> None:
