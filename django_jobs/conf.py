@@ -353,7 +353,7 @@ class JobsSettings:
     prepare: bool = _key(
         True,
         _switch,
-        "Whether workers prepare their statements; False behind some poolers.",
+        "Whether workers prepare their statements; never done where a pooler is noticed.",
         group="Database",
     )
 

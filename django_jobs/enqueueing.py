@@ -381,6 +381,7 @@ def write_prepared(
         with session.transaction():
             jobs = write_within(session, definition, prepared)
     else:
+        session.write_first()
         jobs = write_within(session, definition, prepared)
     if signals.job_enqueued.receivers:
         transaction.on_commit(lambda: announce(jobs), using=alias)

@@ -1,5 +1,6 @@
 """Settings of the demonstration project: SQLite beside manage.py, or ``DATABASE_URL``."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,12 @@ def _database() -> dict[str, Any]:
             "timeout": 20,
             "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",
         }
+    if database["ENGINE"] == "django.db.backends.mysql" and find_spec("MySQLdb") is None:
+        import pymysql
+
+        # Django asks mysqlclient for its version and takes PyMySQL's for it.
+        pymysql.version_info = (2, 2, 1, "final", 0)
+        pymysql.install_as_MySQLdb()
     return database
 
 

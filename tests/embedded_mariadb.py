@@ -2,7 +2,8 @@
 
 It speaks on a unix socket only and dies with the process that started it, ``kill -9`` included.
 
-    python -m tests.embedded_mariadb -- COMMAND …    runs COMMAND with MARIADB_URL pointing to one
+    python -m tests.embedded_mariadb -- COMMAND …    runs COMMAND with MARIADB_URL and DATABASE_URL
+                                                     pointing to one
 """
 
 from __future__ import annotations
@@ -124,7 +125,9 @@ def main(arguments: list[str]) -> int:
     if not command:
         print(__doc__)
         return 2
-    return embedded_pg.run_with(command, MARIADB_URL=url(start()))
+    address = url(start())
+    project = address.replace("mariadb://", "mysql://").replace("?socket=", "?unix_socket=")
+    return embedded_pg.run_with(command, MARIADB_URL=address, DATABASE_URL=project)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,8 @@ from tests import embedded_pg
 
 START_LIMIT = 30.0  # seconds
 PORT = 6432
+# It has nothing to lose, and older ones take SIGQUIT for nothing.
+WATCHDOG = embedded_pg.WATCHDOG.replace("-QUIT", "-KILL")
 CONFIGURATION = """\
 [databases]
 * = host={server} port=5432
@@ -89,7 +91,7 @@ def _launch(
     read_end, write_end = os.pipe()
     with (base / "log").open("w") as log:
         watchdog = subprocess.Popen(
-            ["sh", "-c", embedded_pg.WATCHDOG, "sh", pooler, str(settings)],
+            ["sh", "-c", WATCHDOG, "sh", pooler, str(settings)],
             start_new_session=True,
             stdin=read_end,
             stdout=log,

@@ -38,11 +38,35 @@ def settings_faults(connection: Any, alias: str) -> Iterator[Fault]:
             "The engine speaks to PostgreSQL through psycopg 3, and only psycopg2 is installed.",
             "pip install 'psycopg[binary]'; Django then uses it as well.",
         )
+    options = connection.settings_dict.get("OPTIONS", {})
+    if connection.vendor == "mysql":
+        yield from _isolation(str(options.get("isolation_level") or "read committed"), alias)
+    if (
+        connection.vendor == "sqlite"
+        and str(options.get("transaction_mode")).upper() != "IMMEDIATE"
+    ):
+        yield Fault(
+            "W001",
+            "SQLite transactions are deferred, so your own transactions can fail with 'database is locked' "
+            "while workers write.",
+            f'Set OPTIONS["transaction_mode"] = "IMMEDIATE" for the database {alias!r}.',
+            refused=False,
+        )
+
+
+def _isolation(level: str, alias: str) -> Iterator[Fault]:
+    if level.lower().replace("-", " ") != "read committed":
+        yield Fault(
+            "E006",
+            f"The transactions of database {alias!r} are {level}: workers would lock each other out and read "
+            "old rows.",
+            f'Leave OPTIONS["isolation_level"] of the database {alias!r} at "read committed", Django\'s default.',
+        )
 
 
 def faults(connection: Any, alias: str) -> Iterator[Fault]:
     """What is wrong with the database behind this connection of Django's, one of a served vendor."""
-    if list(settings_faults(connection, alias)):
+    if any(fault.refused for fault in settings_faults(connection, alias)):
         return
     look = {"postgresql": _postgresql, "mysql": _mysql, "sqlite": _sqlite}[connection.vendor]
     yield from look(connection, alias)
@@ -131,13 +155,7 @@ def _mysql(connection: Any, alias: str) -> Iterator[Fault]:
         connection,
         f"SELECT @@{name}, @@default_storage_engine, @@max_allowed_packet, @@character_set_connection",
     )
-    if level != "READ-COMMITTED":
-        yield Fault(
-            "E006",
-            f"The transactions of database {alias!r} are {level}: workers would lock each other out and read "
-            "old rows.",
-            f'Leave OPTIONS["isolation_level"] of the database {alias!r} at "read committed", Django\'s default.',
-        )
+    yield from _isolation(level, alias)
     yield from _engine(connection, alias, engine)
     if packet < PACKET:
         yield Fault(
@@ -185,15 +203,6 @@ def _engine(connection: Any, alias: str, default: str) -> Iterator[Fault]:
 
 
 def _sqlite(connection: Any, alias: str) -> Iterator[Fault]:
-    mode = connection.settings_dict.get("OPTIONS", {}).get("transaction_mode")
-    if str(mode).upper() != "IMMEDIATE":
-        yield Fault(
-            "W001",
-            "SQLite transactions are deferred, so your own transactions can fail with 'database is locked' "
-            "while workers write.",
-            f'Set OPTIONS["transaction_mode"] = "IMMEDIATE" for the database {alias!r}.',
-            refused=False,
-        )
     if connection.is_in_memory_db():
         yield Fault(
             "W008",

@@ -26,6 +26,9 @@ logger = logging.getLogger("django_jobs")
 TRIES = 8
 #: Seconds a statement of the engine may take.
 TIME_LIMIT = 30.0
+#: Part of a lease after which the server ends a transaction of which nothing more is heard: a process
+#: that is frozen in it would keep others from the rows that it has locked.
+FROZEN = 0.5
 #: What may be said to another database within a transactional step.
 _READS = re.compile(
     r"[\s(]*(?:SELECT|WITH|VALUES|SHOW|EXPLAIN|PRAGMA|BEGIN|COMMIT|ROLLBACK|SAVEPOINT|RELEASE)\b",
@@ -61,7 +64,8 @@ class Session:
         #: How often a connection was lost; an answer to a commit may have been lost with it.
         self.reconnects = 0
         self._link: Link | None = None
-        #: The open connection of which it is known whether statements may be prepared on it.
+        self._is_own = False
+        #: The open connection that has been looked at and set up.
         self._known: Any = None
         self._prepares = False
 
@@ -74,9 +78,13 @@ class Session:
         self.reconnects += 1
         self.connection.close()
 
-    def use_prepared_statements(self, wanted: bool) -> None:
-        """Prepare statements on this connection, which is the worker's own; never behind a pooler."""
-        self.prepare = wanted and self.vendor == "postgresql"
+    def own(self, *, prepare: bool = False) -> None:
+        """Take the connection for the engine's alone: a worker's, which no handler uses.
+
+        Statements are prepared on it where ``prepare`` says so and no pooler stands between.
+        """
+        self._is_own = True
+        self.prepare = prepare and self.vendor == "postgresql"
         self._known = None
 
     @property
@@ -124,35 +132,43 @@ class Session:
             return self.connection.cursor()
         self.connection.ensure_connection()
         raw = self.connection.connection
+        if raw is not self._known:
+            self._set_up(raw)
         if self.vendor == "postgresql":
             import psycopg
 
-            if raw is not self._known:
-                self._look_at(raw)
             return psycopg.Cursor(raw)
         return raw.cursor()
 
-    def _look_at(self, raw: Any) -> None:
-        """Settle whether statements are prepared on a connection that is new to this session."""
+    def _set_up(self, raw: Any) -> None:
+        """What is settled once for a connection that is new to this session."""
+        self._known = raw
         self._prepares = self.prepare and not is_pooled(raw)
         if self._prepares and raw.prepare_threshold is None:
             raw.prepare_threshold = 2
-        self._known = raw
+        if self._is_own:
+            for sql in self.dialect.own_connection(self.connection, conf.get().lease * FROZEN):
+                raw.cursor().execute(sql)
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """One transaction of the engine; a savepoint inside of the caller's."""
         if self.in_callers_transaction or self.through_django:
             with transaction.atomic(using=self.alias):
+                self.write_first()
                 yield
             return
-        self._plain(self.dialect.begin(TIME_LIMIT))
+        self._plain(self.dialect.begin(TIME_LIMIT, conf.get().lease * FROZEN))
         try:
             yield
             self._plain("COMMIT")
         except BaseException:
             self._roll_back()
             raise
+
+    def write_first(self) -> None:
+        """Within a transaction of Django's: let no read come before what is written."""
+        self.dialect.write_first(self)
 
     def together(self, statements: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Answered]:
         """Run statements as one transaction in one round trip. PostgreSQL only."""
@@ -181,7 +197,8 @@ class Session:
     def _link_to_server(self) -> Link:
         raw = self.connection.connection
         if self._link is None or self._link.raw is not raw:
-            self._look_at(raw)
+            if raw is not self._known:
+                self._set_up(raw)
             self._link = Link(raw)
         return self._link
 
@@ -194,6 +211,7 @@ class Session:
         """
         try:
             with transaction.atomic(using=self.alias):
+                self.write_first()
                 for sql in self.dialect.transaction_limits(seconds):
                     self._plain(sql)
                 yield

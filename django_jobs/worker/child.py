@@ -128,7 +128,7 @@ class Child:
     def serve(self) -> RunReport:
         """Run until the end; the calling thread becomes the database thread."""
         session = Session(self.plan.alias)
-        session.use_prepared_statements(self.settings.prepare)
+        session.own(prepare=self.settings.prepare)
         self._pen.lend(session)
         self.hands.start()
         if not self._beats_here(session):
@@ -431,10 +431,12 @@ class Child:
 
     def _beat(self) -> None:
         """The heartbeat thread, with a connection of its own."""
+        session = Session(self.plan.alias)
+        session.own()
         try:
             while not self._over.wait(self.settings.heartbeat):
                 try:
-                    self._renew(Session(self.plan.alias))
+                    self._renew(session)
                 except Exception as error:
                     logger.debug("Leases could not be renewed: %s.", type(error).__name__)
                     connections[self.plan.alias].close()

@@ -11,8 +11,13 @@ from django_jobs import clock
 from django_jobs.definitions import registry
 from tests.engine.processes import RunJobs
 
-#: Its tests are about what only that database can get wrong.
-collect_ignore = [] if os.environ.get("TEST_DATABASE") == "mariadb" else ["test_mysql.py"]
+#: Tests of what only one database can get wrong.
+ONLY_ON = {"mariadb": "test_mysql.py", "sqlite": "test_sqlite.py"}
+collect_ignore = [
+    name
+    for database, name in ONLY_ON.items()
+    if database != (os.environ.get("TEST_DATABASE") or "sqlite")
+]
 
 
 @pytest.fixture

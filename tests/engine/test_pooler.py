@@ -11,47 +11,62 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from django.db import connection, connections
+from django.core.management import call_command
+from django.db import connections
 from django.test import override_settings
 
 from django_jobs.models import Job
 from django_jobs.store.session import Session
 from django_jobs.worker.wakeup import Listener
-from tests import embedded_pgbouncer
+from tests import embedded_pg, embedded_pgbouncer
 from tests.app import jobs
 from tests.engine.processes import RunJobs, eventually, lines
-from tests.support import vendor  # noqa: F401  (a condition below names it)
 
-ALIAS = "pooled"
+DIRECT, ALIAS = "direct", "pooled"
 IS_REQUIRED = "pgbouncer" in os.environ.get("TEST_REQUIRE", "").split(",")
 
-pytestmark = [
-    pytest.mark.django_db(transaction=True),
-    pytest.mark.skipif("vendor() != 'postgresql'", reason="PgBouncer serves PostgreSQL only"),
-    pytest.mark.skipif(
-        embedded_pgbouncer.find_pooler() is None and not IS_REQUIRED,
-        reason="NOT TESTED: there is no PgBouncer here (apt-get install pgbouncer)",
-    ),
-]
+pytestmark = pytest.mark.skipif(
+    embedded_pgbouncer.find_pooler() is None and not IS_REQUIRED,
+    reason="NOT TESTED: there is no PgBouncer here (apt-get install pgbouncer)",
+)
+
+
+@pytest.fixture(scope="module")
+def server(django_db_blocker: Any) -> Iterator[dict[str, Any]]:
+    """A PostgreSQL of these tests' own: a pooler keeps connections to it when a test has ended."""
+    entry = embedded_pg.start()
+    connections.databases[DIRECT] = {
+        **connections["default"].settings_dict, "OPTIONS": {}, "PORT": "", **entry,
+    }  # fmt: skip
+    with django_db_blocker.unblock():
+        call_command("migrate", database=DIRECT, verbosity=0)
+    yield entry
+    _forget(DIRECT)
 
 
 @pytest.fixture(params=["transaction"])
-def pooled(request: pytest.FixtureRequest, transactional_db: None) -> Iterator[dict[str, Any]]:
-    """The database of this test by way of a pooler, as a further alias."""
-    kept = ("ENGINE", "NAME", "USER", "PASSWORD", "HOST", "PORT", "OPTIONS")
-    server = {name: connection.settings_dict[name] for name in kept}
-    with embedded_pgbouncer.running(server, request.param) as entry:
-        connections.databases[ALIAS] = {**connection.settings_dict, **entry}
-        try:
-            yield entry
-        finally:
-            connections[ALIAS].close()
-            del connections[ALIAS]
-            del connections.databases[ALIAS]
+def pooled(
+    request: pytest.FixtureRequest, server: dict[str, Any], django_db_blocker: Any
+) -> Iterator[dict[str, Any]]:
+    """The same database by way of a pooler."""
+    with (
+        embedded_pgbouncer.running(server, request.param) as entry,
+        django_db_blocker.unblock(),
+    ):
+        connections.databases[ALIAS] = {**connections.databases[DIRECT], **entry}
+        yield entry
+        Job.objects.using(ALIAS).all().delete()
+        _forget(ALIAS)
+
+
+def _forget(alias: str) -> None:
+    connections[alias].close()
+    del connections[alias]
+    del connections.databases[alias]
 
 
 def completed() -> int:
-    return Job.objects.filter(status="completed").count()
+    return Job.objects.using(ALIAS).filter(status="completed").count()
 
 
 def test_w9_a_storm_through_the_pooler_loses_and_repeats_nothing(
@@ -81,7 +96,7 @@ def test_w9_a_storm_through_the_pooler_loses_and_repeats_nothing(
         [f"job-{n}" for n in range(count)]
         + [f"run-{n} {step}" for n in range(runs) for step in ("a", "b", "c")]
     )
-    assert not Job.objects.filter(crashes__gt=0).exists()
+    assert not Job.objects.using(ALIAS).filter(crashes__gt=0).exists()
 
 
 def listen() -> tuple[Listener, threading.Event]:
@@ -113,9 +128,10 @@ def test_w9_a_listener_that_would_hear_nothing_says_so_and_leaves_polling_on(
     listener.stop()
 
 
-def test_w9_listen_dsn_leads_past_the_pooler(pooled: dict[str, Any]) -> None:
-    direct = connection.settings_dict
-    dsn = f"host={direct['HOST']} user={direct['USER']} dbname={direct['NAME']}"
+def test_w9_listen_dsn_leads_past_the_pooler(
+    pooled: dict[str, Any], server: dict[str, Any]
+) -> None:
+    dsn = f"host={server['HOST']} user={server['USER']} dbname={server['NAME']}"
     with override_settings(DJANGO_JOBS={"LISTEN_DSN": dsn}):
         assert_hears(*listen())
 
@@ -128,13 +144,11 @@ def test_a_pooler_that_keeps_sessions_apart_is_listened_through(pooled: dict[str
 def test_statements_are_prepared_on_the_server_s_own_connections_only(
     pooled: dict[str, Any],
 ) -> None:
-    for alias, expected in (("default", True), (ALIAS, False)):
+    for alias, expected in ((DIRECT, True), (ALIAS, False)):
         session = Session(alias)
-        session.use_prepared_statements(True)
+        session.own(prepare=True)
         for _ in range(3):
             session.together([("SELECT COUNT(*) FROM {job}", {})])
-        with connections["default"].cursor() as cursor:
-            cursor.execute("SELECT 1")
         known = connections[alias].connection.execute(
             "SELECT COUNT(*) FROM pg_prepared_statements WHERE name LIKE 'jobs_%'"
         )

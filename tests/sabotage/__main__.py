@@ -22,7 +22,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests import embedded_pg
+from tests import embedded_pg, embedded_pgbouncer
 from tests.sabotage.damages import DAMAGES, Damage, DoesNotApply
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -152,12 +152,16 @@ def main(arguments: Sequence[str]) -> int:
         for damage in chosen:
             print(f"{damage.name} ({damage.rule}, {damage.database})", *damage.tests, sep="\n    ")
         return 0
-    missing = 0
+    absent = set()
     if embedded_pg.find_bindir() is None:
-        without = [damage for damage in chosen if damage.database == "sqlite"]
-        missing = len(chosen) - len(without)
-        chosen = without
-        print(f"No PostgreSQL here: {missing} damages NOT TRIED.")
+        absent.add("postgresql")
+    if absent or embedded_pgbouncer.find_pooler() is None:
+        absent.add("pgbouncer")
+    left = [damage for damage in chosen if absent.isdisjoint((damage.database, damage.needs))]
+    missing = len(chosen) - len(left)
+    chosen = left
+    if missing:
+        print(f"Not here: {', '.join(sorted(absent))}. {missing} damages NOT TRIED.")
     try:
         prove_sound(chosen)
     except Refused as error:

@@ -36,6 +36,8 @@ class Damage:
     edits: Sequence[Edit]
     tests: Sequence[str]
     database: str = "sqlite"
+    #: A program without which its tests are skipped.
+    needs: str = ""
 
     def apply(self, root: Path) -> None:
         """Break the tree below ``root``; DoesNotApply names what has changed since."""
@@ -65,6 +67,8 @@ LEFTOVERS = "django_jobs/store/leftovers.py"
 POSTGRESQL = "django_jobs/store/dialects/postgresql.py"
 RECORD = "django_jobs/store/record.py"
 STEERING = "django_jobs/admin/steering.py"
+SQLITE = "django_jobs/store/dialects/sqlite.py"
+POOLING = "django_jobs/store/pooling.py"
 SESSION = "django_jobs/store/session.py"
 SQLITE = "django_jobs/store/dialects/sqlite.py"
 STEPS = "django_jobs/store/steps.py"
@@ -597,5 +601,21 @@ DAMAGES = [
             )
         ],
         ["tests/dag/test_sagas.py::test_a_compensation_that_finally_fails_stops_until_an_operator_retries"],
+    ),
+    Damage(
+        "read-before-write-on-sqlite",
+        "W7",
+        [Edit(SQLITE, '(connection.transaction_mode or "DEFERRED").upper() == "DEFERRED"', "connection is None")],
+        ["tests/engine/test_sqlite.py::test_w7_an_enqueue_waits_for_another_writer_instead_of_failing[False]"],
+    ),
+    Damage(
+        "pooler-taken-for-the-server",
+        "W9",
+        [Edit(POOLING, "return answer is None or answer[0] != raw.info.backend_pid", "return answer is None")],
+        [
+            "tests/engine/test_pooler.py::test_w9_a_listener_that_would_hear_nothing_says_so_and_leaves_polling_on"
+            "[transaction]"
+        ],
+        needs="pgbouncer",
     ),
 ]  # fmt: skip

@@ -22,7 +22,7 @@ def session(request: pytest.FixtureRequest) -> Iterator[Session]:
     if connections["default"].vendor != "postgresql":
         pytest.skip("psycopg only")
     made = Session()
-    made.use_prepared_statements(request.param)
+    made.own(prepare=request.param)
     made.connection.ensure_connection()
     yield made
     made.connection.close()

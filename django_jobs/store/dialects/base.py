@@ -130,13 +130,20 @@ class Dialect:
         """``sql`` in the driver's own style of parameters; written in ``%(name)s``."""
         return sql
 
-    def begin(self, time_limit: float) -> str:
-        """The statement that opens an engine transaction whose statements may take so many seconds."""
+    def begin(self, time_limit: float, pause_limit: float) -> str:
+        """The statement that opens an engine transaction.
+
+        Its statements may take ``time_limit`` seconds, a pause between two of them ``pause_limit``.
+        """
         return "BEGIN"
 
     def opening(self, time_limit: float) -> list[str]:
-        """The same as single statements, for several in one round trip."""
-        return [self.begin(time_limit)]
+        """The same as single statements, for several in one round trip: there are no pauses."""
+        return ["BEGIN"]
+
+    def own_connection(self, connection: Any, pause_limit: float) -> list[str]:
+        """What is said once on a connection that only the engine uses, where ``begin`` cannot say it."""
+        return []
 
     def transaction_limits(self, seconds: float) -> list[str]:
         """Statements that bound the open transaction; see :meth:`transaction_limits_end`."""
@@ -149,6 +156,9 @@ class Dialect:
     def execute(self, session: Any, template: str, params: Mapping[str, Any]) -> Any:
         """Run a statement of the engine; a cursor. For a database without RETURNING."""
         return session.execute(template, params)
+
+    def write_first(self, session: Any) -> None:
+        """Begin a transaction of Django's, into which the engine is going to write, by a write."""
 
     def lock_name(self, session: Any, number: int) -> None:
         """Let one transaction at a time pass for ``number``, until its end."""

@@ -126,8 +126,14 @@ class MySQL(Dialect):
             return tuple(self.encode(item) for item in value) or (None,)
         return value
 
-    def begin(self, time_limit: float) -> str:
+    def begin(self, time_limit: float, pause_limit: float) -> str:
         return "START TRANSACTION"
+
+    def own_connection(self, connection: Any, pause_limit: float) -> list[str]:
+        if connection.mysql_is_mariadb:
+            return [f"SET SESSION idle_transaction_timeout = {max(int(pause_limit), 1)}"]
+        # MySQL limits all pauses alike; outside of transactions a worker is heard of every few seconds.
+        return [f"SET SESSION wait_timeout = {max(int(pause_limit * 2), 10)}"]
 
     def style(self, sql: str) -> str:
         # LENGTH counts bytes here.

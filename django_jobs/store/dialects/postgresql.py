@@ -9,8 +9,8 @@ from django_jobs.store.dialects.base import Dialect
 
 #: SQLSTATE of deadlock, serialization failure, lock not available.
 TRANSIENT = {"40P01", "40001", "55P03"}
-#: SQLSTATE class 08 and the codes of a server that shuts down or restarts.
-LOST = {"57P01", "57P02", "57P03"}
+#: SQLSTATE class 08 and the codes of a server that shuts down or restarts, or ends a session that idles.
+LOST = {"57P01", "57P02", "57P03", "57P05", "25P03"}
 #: SQLSTATE classes of no resources, wrong state of an object, operator intervention, system error;
 #: a server that only reads, which takes over or gives way to another.
 TROUBLE = ("53", "55", "57", "58", "25006")
@@ -36,12 +36,15 @@ class PostgreSQL(Dialect):
     def json_with(self, column: str, key: str, value: str) -> str:
         return f"COALESCE({column}, jsonb_build_object()) || jsonb_build_object('{key}', {value})"
 
-    def begin(self, time_limit: float) -> str:
-        # One round trip: without parameters psycopg sends all three statements together. Every
+    def begin(self, time_limit: float, pause_limit: float) -> str:
+        # One round trip: without parameters psycopg sends these statements together. Every
         # statement of the engine has its index; one that is planned while the tables are empty
         # must not go on reading whole tables when they have grown.
-        limit = int(time_limit * 1000)
-        return f"BEGIN; SET LOCAL statement_timeout = {limit}; SET LOCAL enable_seqscan = off"
+        limit, pause = int(time_limit * 1000), max(int(pause_limit * 1000), 1)
+        return (
+            f"BEGIN; SET LOCAL statement_timeout = {limit}; "
+            f"SET LOCAL idle_in_transaction_session_timeout = {pause}; SET LOCAL enable_seqscan = off"
+        )
 
     def opening(self, time_limit: float) -> list[str]:
         limit = int(time_limit * 1000)

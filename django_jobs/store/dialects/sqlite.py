@@ -38,9 +38,17 @@ class SQLite(Dialect):
     def among(self, value: str) -> str:
         return f"IN (SELECT value FROM json_each({value}))"
 
-    def begin(self, time_limit: float) -> str:
+    def begin(self, time_limit: float, pause_limit: float) -> str:
         # A read that becomes a write fails at once with BUSY_SNAPSHOT, whatever the busy timeout.
         return "BEGIN IMMEDIATE"
+
+    def write_first(self, session: Any) -> None:
+        # In a deferred transaction only the first statement waits for another writer.
+        connection = session.connection
+        if not connection.in_atomic_block:
+            return
+        if (connection.transaction_mode or "DEFERRED").upper() == "DEFERRED":
+            self.lock_name(session, 0)
 
     def lock_name(self, session: Any, number: int) -> None:
         # Any write takes the one write lock; what is read afterwards stays true until the commit.
