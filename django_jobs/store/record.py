@@ -318,46 +318,37 @@ def _finish(session: Session, claim: Claim, outcome: Outcome, status: Status) ->
     ):
         # Whatever kept its driver from going on: somebody else does.
         outcome = Undoing(0.0, getattr(outcome, "reason", type(outcome).__name__))
+    if isinstance(outcome, Lost):
+        return "written"
+    _leave_by(session, claim, outcome)
+    is_end = isinstance(outcome, Completed | Failed | Canceled | Compensated | CompensationFailed)
+    _free(session, claim, final=is_end, busy=isinstance(outcome, Sleeping) and outcome.busy)
+    if is_end:
+        endings.claim_ended(session, claim)
+    return "written"
+
+
+def _leave_by(session: Session, claim: Claim, outcome: Outcome) -> None:
+    """The change of status that ``outcome`` asks for, and the end of the attempt's row."""
     match outcome:
         case Completed():
             _complete(session, claim, outcome)
             _end_attempt(session, claim, AttemptStatus.COMPLETED, None)
         case TryAgain():
-            waiting = Status.SLEEPING if claim.is_run else Status.PENDING
-            first = units.standing(session, claim.job_id).wake_at if outcome.of_steps else None
-            _leave(
-                session, claim, waiting, event="retrying", error=outcome.error, counted=True,
-                delay=outcome.delay if first is None else None, wake_at=first,
-                detail={"error": _brief(outcome.error), "delay": outcome.delay},
-            )  # fmt: skip
+            _try_again(session, claim, outcome)
             _end_attempt(session, claim, AttemptStatus.FAILED, outcome.error)
         case Later():
-            waiting = Status.SLEEPING if claim.is_run else Status.PENDING
             _leave(
-                session, claim, waiting, event="later", delay=outcome.delay,
+                session, claim, _waiting(claim), event="later", delay=outcome.delay,
                 detail={"delay": outcome.delay, "reason": outcome.reason},
             )  # fmt: skip
             _end_attempt(session, claim, AttemptStatus.CANCELED, None)
-        case Failed():
-            _end(
-                session,
-                claim,
-                Status.FAILED,
-                event="failed",
-                error=outcome.error,
-                counted=outcome.counted,
-            )
-            _end_attempt(session, claim, AttemptStatus.FAILED, outcome.error)
-        case Canceled():
-            _end(
-                session,
-                claim,
-                Status.CANCELED,
-                event="canceled",
-                error=outcome.error,
-                counted=False,
-            )
-            _end_attempt(session, claim, AttemptStatus.CANCELED, outcome.error)
+        case Failed(error=error, counted=counted):
+            _end(session, claim, Status.FAILED, event="failed", error=error, counted=counted)
+            _end_attempt(session, claim, AttemptStatus.FAILED, error)
+        case Canceled(error=error):
+            _end(session, claim, Status.CANCELED, event="canceled", error=error, counted=False)
+            _end_attempt(session, claim, AttemptStatus.CANCELED, error)
         case Sleeping():
             _fall_asleep(session, claim, outcome)
             _end_attempt(session, claim, AttemptStatus.CANCELED, None)
@@ -375,14 +366,23 @@ def _finish(session: Session, claim: Claim, outcome: Outcome, status: Status) ->
             undoing.let_go(session, claim, outcome)
             close_attempt(session, claim.job_id, claim.fence, AttemptStatus.FAILED, None)
         case Lost():
-            return "written"
+            pass
         case _:
             assert_never(outcome)
-    is_end = isinstance(outcome, Completed | Failed | Canceled | Compensated | CompensationFailed)
-    _free(session, claim, final=is_end, busy=isinstance(outcome, Sleeping) and outcome.busy)
-    if is_end:
-        endings.claim_ended(session, claim)
-    return "written"
+
+
+def _waiting(claim: Claim) -> Status:
+    """How a job waits for its next try."""
+    return Status.SLEEPING if claim.is_run else Status.PENDING
+
+
+def _try_again(session: Session, claim: Claim, outcome: TryAgain) -> None:
+    first = units.standing(session, claim.job_id).wake_at if outcome.of_steps else None
+    _leave(
+        session, claim, _waiting(claim), event="retrying", error=outcome.error, counted=True,
+        delay=outcome.delay if first is None else None, wake_at=first,
+        detail={"error": _brief(outcome.error), "delay": outcome.delay},
+    )  # fmt: skip
 
 
 def _finish_unsteered(session: Session, claim: Claim, outcome: Outcome, status: Status) -> Answer:

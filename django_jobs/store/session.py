@@ -186,13 +186,19 @@ class Session:
         opening: list[tuple[str, dict[str, Any]]] = [
             (sql, {}) for sql in self.dialect.opening(TIME_LIMIT)
         ]
-        try:
-            link = self._link_to_server()
-            answered = link.run([*opening, *bound, ("COMMIT", {})], prepare=self._prepares)
-        except BaseException:
-            self._roll_back()
-            raise
+        answered = self._trip([*opening, *bound, ("COMMIT", {})])
         return answered[len(opening) : -1]
+
+    def _trip(self, said: list[tuple[str, dict[str, Any]]]) -> list[Answered]:
+        """Send a whole transaction; once more where its prepared statements were dropped meanwhile."""
+        for is_last in (False, True):
+            try:
+                return self._link_to_server().run(said, prepare=self._prepares)
+            except BaseException as error:
+                self._roll_back()
+                if is_last or not self.dialect.is_forgotten(error):
+                    raise
+        raise AssertionError("unreachable")
 
     def _link_to_server(self) -> Link:
         raw = self.connection.connection

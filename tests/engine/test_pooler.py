@@ -83,12 +83,15 @@ def test_w9_a_storm_through_the_pooler_loses_and_repeats_nothing(
     for n in range(runs):
         jobs.three_marks.using(database=ALIAS).enqueue(marks=str(marks), word=f"run-{n}")
     eventually(lambda: completed() == count + runs, "everything is done")
+    eventually(
+        lambda: all("LISTEN_DSN" in worker.output() for worker in workers),
+        "both say what is missing",
+    )
     for worker in workers:
         worker.terminate()
     for worker in workers:
         assert worker.wait() == 0, worker.output()
         assert "A pooler stands before PostgreSQL" in worker.output()
-        assert "LISTEN_DSN" in worker.output()
         assert "Traceback" not in worker.output()
         assert "prepared statement" not in worker.output()
         assert "is lost" not in worker.output()

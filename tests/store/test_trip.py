@@ -58,6 +58,24 @@ def test_an_error_undoes_all_of_it_and_leaves_the_connection_usable(session: Ses
     assert counted.rows == [(1,)]
 
 
+def test_statements_that_the_driver_has_forgotten_are_prepared_anew(session: Session) -> None:
+    """psycopg deallocates all that is prepared when it sees a ROLLBACK; a worker must not die of it."""
+    for _ in range(3):
+        [answered] = session.together([("SELECT 3", {})])
+        session.rows("SELECT 4 WHERE %(x)s::int = 1", x=1)
+    with pytest.raises(ZeroDivisionError), session.transaction():
+        session.rows("SELECT 4 WHERE %(x)s::int = 1", x=1)
+        1 / 0  # noqa: B018
+    [answered] = session.together([("SELECT 3", {})])
+    assert answered.rows == [(3,)]
+    assert session.rows("SELECT 4 WHERE %(x)s::int = 1", x=1) == [(4,)]
+    session.connection.connection.execute("DEALLOCATE ALL")
+    [made, answered] = session.together(
+        [("INSERT INTO {queue} (name) VALUES (%(name)s)", {"name": "once"}), ("SELECT 3", {})]
+    )
+    assert (made.touched, answered.rows) == (1, [(3,)])
+
+
 def test_statements_have_a_time_limit_and_no_trace_of_it_stays(session: Session) -> None:
     show = "SELECT current_setting('statement_timeout'), current_setting('enable_seqscan')"
     [inside] = session.together([(show, {})])

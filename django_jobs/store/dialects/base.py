@@ -176,6 +176,10 @@ class Dialect:
         """Whether the same transaction may succeed when repeated: deadlock, serialization, locked."""
         return False
 
+    def is_forgotten(self, error: BaseException) -> bool:
+        """Whether the server no longer knows a statement that was prepared; nothing was done."""
+        return False
+
     def is_lost(self, error: BaseException) -> bool:
         """Whether the connection is gone."""
         return False

@@ -9,6 +9,8 @@ from django_jobs.store.dialects.base import Dialect
 
 #: SQLSTATE of deadlock, serialization failure, lock not available.
 TRANSIENT = {"40P01", "40001", "55P03"}
+#: SQLSTATE of a prepared statement that is gone, or whose tables have changed.
+FORGOTTEN = {"26000", "0A000"}
 #: SQLSTATE class 08 and the codes of a server that shuts down or restarts, or ends a session that idles.
 LOST = {"57P01", "57P02", "57P03", "57P05", "25P03"}
 #: SQLSTATE classes of no resources, wrong state of an object, operator intervention, system error;
@@ -70,6 +72,9 @@ class PostgreSQL(Dialect):
 
     def is_transient(self, error: BaseException) -> bool:
         return _state(error) in TRANSIENT
+
+    def is_forgotten(self, error: BaseException) -> bool:
+        return _state(error) in FORGOTTEN
 
     def is_lost(self, error: BaseException) -> bool:
         state = _state(error)
