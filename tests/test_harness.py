@@ -26,6 +26,8 @@ from django.contrib.auth.models import User
 from django.db import connection
 print(connection.vendor, User.objects.count())
 """
+# No tables: none of what is looked at here needs one.
+SETTINGS = "from tests.settings import *\nINSTALLED_APPS = []\nMIDDLEWARE = []\n"
 SUITE = """
 import pytest
 from django.db import connection
@@ -46,11 +48,12 @@ def test_needs_no_database():
 
 def run_pytest(folder: Path, *arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
     """Run a person's ``pytest`` on a suite of its own that has this suite's conftest."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **extra}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}", **extra}
     for name in ("TEST_DB", "TEST_DATABASE", "TEST_COUNTS_FILE", "TEST_LATER_DATABASE"):
         if name not in extra:
             environment.pop(name, None)
     (folder / "conftest.py").write_text("from tests.conftest import *\n")
+    (folder / "bare_settings.py").write_text(SETTINGS)
     (folder / "test_suite.py").write_text(SUITE)
     command = [
         sys.executable,
@@ -58,6 +61,7 @@ def run_pytest(folder: Path, *arguments: str, **extra: str) -> subprocess.Comple
         "pytest",
         "-c",
         str(ROOT / "pyproject.toml"),
+        "--ds=bare_settings",
         "-p",
         "no:cacheprovider",
     ]
