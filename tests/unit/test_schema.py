@@ -7,7 +7,6 @@ import functools
 import subprocess
 import sys
 import threading
-import timeit
 import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
@@ -1096,12 +1095,26 @@ def test_the_json_schema_of_an_input_schema_and_of_no_input() -> None:
 # --- speed --------------------------------------------------------------------------------------
 
 
-def microseconds(call: Callable[[], Any]) -> float:
-    return min(timeit.repeat(call, number=1000, repeat=15)) * 1000
+def calls(function: Callable[[], Any]) -> int:
+    """How many functions of Python are called within: the same on every machine, however busy."""
+    count = 0
+
+    def note(_frame: Any, event: str, _argument: Any) -> None:
+        nonlocal count
+        count += event == "call"
+
+    function()  # what is made once and kept
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        function()
+    finally:
+        sys.setprofile(before)
+    return count
 
 
-def test_checking_costs_microseconds() -> None:
-    """Ten times the budget: a tripwire for a lost fast path, on a busy machine as well."""
+def test_checking_costs_a_handful_of_calls() -> None:
+    """A tripwire for a lost fast path."""
 
     def typed(order_id: int, amount: Decimal) -> Decimal:
         return amount
@@ -1112,9 +1125,9 @@ def test_checking_costs_microseconds() -> None:
     schema, plain = Schema(typed), Schema(untyped)
     given_ = {"order_id": 1, "amount": Decimal("9.90")}
     kept = schema.dump_input(given_)
-    assert microseconds(lambda: schema.load_input(kept)) < 100
-    assert microseconds(lambda: schema.dump_input(given_)) < 100
-    assert microseconds(lambda: schema.dump_output(Decimal("9.90"))) < 100
-    assert microseconds(lambda: plain.dump_input(kept)) < 20
-    assert microseconds(lambda: plain.bind((), kept)) < 20
-    assert microseconds(lambda: Schema(typed)) < 20
+    assert calls(lambda: schema.load_input(kept)) < 10
+    assert calls(lambda: schema.dump_input(given_)) < 20
+    assert calls(lambda: schema.dump_output(Decimal("9.90"))) < 20
+    assert calls(lambda: plain.dump_input(kept)) < 15
+    assert calls(lambda: plain.bind((), kept)) < 5
+    assert calls(lambda: Schema(typed)) < 5
