@@ -6,10 +6,8 @@ Each dies with the process that started it, even on kill -9, and listens on a po
 from __future__ import annotations
 
 import atexit
-import contextlib
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -262,10 +260,3 @@ class SQS:
         "WORKER_ENABLE_REMOTE_CONTROL": False,
         "WORKER_PREFETCH_MULTIPLIER": 1,
     }  # fmt: skip
-
-
-def stop_process(process: subprocess.Popen[bytes], number: int = signal.SIGKILL) -> None:
-    """Signal a whole process group and wait for its leader."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, number)
-    process.wait(60)

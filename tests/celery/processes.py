@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from tests import watchdog
-from tests.celery.brokers import stop_process
-from tests.engine.processes import PATIENCE, QUICK
-from tests.support import ROOT, subprocess_env
+from tests.engine.processes import QUICK, Tree
+from tests.support import subprocess_env
 
 
-class CeleryProcess:
-    """One ``celery -A tests.celery.app …``; with its children it forms a process group."""
+class CeleryProcess(Tree):
+    """One ``celery -A tests.celery.app …`` and its children."""
 
     def __init__(
         self,
@@ -27,44 +23,14 @@ class CeleryProcess:
         env: dict[str, str] | None = None,
         **jobs: Any,
     ) -> None:
-        self.log = log
-        with log.open("wb") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "celery", "-A", "tests.celery.app", *arguments],
-                cwd=ROOT,
-                env=subprocess_env(
-                    TEST_JOBS=json.dumps({**QUICK, **jobs}),
-                    TEST_CELERY=json.dumps({"BROKER_URL": broker, **(celery or {})}),
-                    CELERY_SKIP_CHECKS="1",
-                    **(env or {}),
-                ),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        watchdog.guard(self.process.pid)
-
-    @property
-    def pid(self) -> int:
-        return self.process.pid
-
-    def terminate(self) -> None:
-        self.process.send_signal(signal.SIGTERM)
-
-    def kill_all(self) -> None:
-        """kill -9 of the whole tree at once."""
-        stop_process(self.process)
-        watchdog.release(self.process.pid)
-
-    def wait(self, seconds: float = PATIENCE) -> int:
-        try:
-            return self.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"celery did not end.\n{self.output()}") from None
-
-    def output(self) -> str:
-        return self.log.read_text(errors="replace")
+        environment = subprocess_env(
+            TEST_JOBS=json.dumps({**QUICK, **jobs}),
+            TEST_CELERY=json.dumps({"BROKER_URL": broker, **(celery or {})}),
+            CELERY_SKIP_CHECKS="1",
+            **(env or {}),
+        )
+        command = [sys.executable, "-m", "celery", "-A", "tests.celery.app", *arguments]
+        super().__init__(log, command, environment)
 
 
 class CeleryWorker(CeleryProcess):

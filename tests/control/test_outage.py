@@ -17,23 +17,25 @@ from django_jobs.store import claims, history
 from django_jobs.store.session import Session
 from tests.app import jobs
 from tests.control.rows import assert_folds
-from tests.support import vendor
 
 pytestmark = pytest.mark.django_db(transaction=True)
-#: Runs that are stopped at once. The limit of ten seconds is for 10,000 on PostgreSQL.
-RUNS = int(os.environ.get("TEST_OUTAGE_RUNS") or 10_000)
-LIMIT = 10.0
+#: Runs that are stopped at once: more than are changed at a time.
+RUNS = int(os.environ.get("TEST_OUTAGE_RUNS") or 1_200)
+#: Seconds for one command, where ``python -m tests.long outage`` measures it.
+LIMIT = float(os.environ.get("TEST_OUTAGE_SECONDS") or 0)
 
 
 def timed(command: Callable[[], Counts]) -> Counts:
     started = time.monotonic()
     counts = command()
     took = time.monotonic() - started
-    assert took < LIMIT or vendor() != "postgresql", f"{RUNS} runs took {took:.1f} s"
+    if LIMIT:
+        print(f"{RUNS} runs: {took:.1f} s")
+        assert took < LIMIT
     return counts
 
 
-def test_ten_thousand_live_runs_are_paused_and_resumed_within_seconds() -> None:
+def test_all_live_runs_of_a_workflow_are_stopped_by_filter_and_go_on_later() -> None:
     jobs.three_steps.enqueue_many([{"marks": str(n)} for n in range(RUNS)])
     other = jobs.add.using(delay=3600).enqueue(a=1, b=2)
     session = Session()

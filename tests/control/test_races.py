@@ -23,36 +23,12 @@ from django_jobs.models import HistoryEntry, Job, Permit, TaskStatus, Worker
 from tests.app import jobs, workflows
 from tests.control.rows import assert_folds, assert_sound, make
 from tests.engine.processes import RunJobs, eventually, lines
+from tests.racing import together, under_fire
 
 pytestmark = pytest.mark.django_db(transaction=True)
 RACERS = [Command.PAUSE, Command.RESUME, Command.CANCEL, Command.RETRY, Command.RUN_NOW]
 #: Sequences of commands fired at running workers; many more by the environment.
 SEQUENCES = int(os.environ.get("TEST_CONTROL_SEQUENCES") or 8)
-
-
-def together(*work: Callable[[], Any]) -> list[Any]:
-    """Run each in a thread of its own, at the same moment; what each returned."""
-    ready = threading.Barrier(len(work))
-    answers: list[Any] = [None] * len(work)
-    raised: list[BaseException] = []
-
-    def run(index: int) -> None:
-        try:
-            ready.wait(10)
-            answers[index] = work[index]()
-        except BaseException as error:
-            raised.append(error)
-        finally:
-            connections.close_all()
-
-    threads = [threading.Thread(target=run, args=(index,)) for index in range(len(work))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    if raised:
-        raise raised[0]
-    return answers
 
 
 def command(job: Job, name: Command) -> Callable[[], str]:
@@ -382,21 +358,7 @@ def test_commands_at_random_leave_no_job_without_owner_and_run_no_step_twice(
 
     try:
         runs = walk.enqueue_many([{"n": n} for n in range(4)])
-        over = threading.Event()
-
-        def work() -> None:
-            while not over.is_set():
-                run_jobs(all_queues=True)
-
-        def fire() -> None:
-            try:
-                for index, name, pause in fired:
-                    time.sleep(pause / 1000)
-                    command(runs[index], name)()
-            finally:
-                over.set()
-
-        together(work, work, fire)
+        under_fire(fired, lambda index, name: command(runs[index], name)())
         assert_sound()
         Job.objects.filter(status="paused").resume()
         for _ in range(40):

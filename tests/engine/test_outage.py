@@ -101,7 +101,11 @@ def server(django_db_blocker: Any) -> Iterator[Server]:
 
 
 def start_worker(server: Server, folder: Path) -> RunJobs:
-    return RunJobs(folder / "log", "--processes", 2, database=server.settings, LEASE=6, HEARTBEAT=1)
+    # Leases outlast what a busy machine needs for a restart; what is lost nevertheless runs again
+    # before anybody's patience ends.
+    return RunJobs(
+        folder / "log", "--processes", 2, database=server.settings, LEASE=30, HEARTBEAT=1
+    )
 
 
 def completed() -> int:

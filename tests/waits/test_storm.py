@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,8 +28,8 @@ from django_jobs.lifecycle import Command
 from django_jobs.models import Event, Job, Permit
 from tests.app import workflows
 from tests.control.rows import assert_folds, assert_sound
-from tests.control.test_races import together
 from tests.engine.processes import RunJobs, eventually, lines
+from tests.racing import under_fire
 
 pytestmark = pytest.mark.django_db(transaction=True)
 #: Sequences in threads, and seconds of storm on worker processes; ``python -m tests.long waits`` takes many more.
@@ -136,21 +135,7 @@ def test_whatever_is_fired_at_runs_that_wait_they_all_come_to_an_end(
 
     try:
         runs = walk.enqueue_many([{"n": n} for n in range(4)])
-        over = threading.Event()
-
-        def work() -> None:
-            while not over.is_set():
-                run_jobs(all_queues=True)
-
-        def storm() -> None:
-            try:
-                for index, what, pause in fired:
-                    time.sleep(pause / 1000)
-                    fire(runs[index], what)
-            finally:
-                over.set()
-
-        together(work, work, storm)
+        under_fire(fired, lambda index, what: fire(runs[index], what))
         assert_sound()
         finish(lambda: run_jobs(all_queues=True))
         assert_settled(ran)
