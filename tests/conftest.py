@@ -8,11 +8,12 @@ import hypothesis
 import pytest
 
 from tests import bytecode, cpu_times, fan_out
+from tests.examples import examples
 
 bytecode.keep(Path(__file__).resolve().parent.parent / ".pytest_cache" / "bytecode")
 
 # No deadline for a single example: two databases are tested at the same time on few cores.
-hypothesis.settings.register_profile("suite", deadline=None)
+hypothesis.settings.register_profile("suite", deadline=None, max_examples=examples(50))
 hypothesis.settings.load_profile("suite")
 
 # What Django's migrations filled, and what refills itself only by the signal that a flush sends.

@@ -28,7 +28,7 @@ from tests.racing import together, under_fire
 pytestmark = pytest.mark.django_db(transaction=True)
 RACERS = [Command.PAUSE, Command.RESUME, Command.CANCEL, Command.RETRY, Command.RUN_NOW]
 #: Sequences of commands fired at running workers; many more by the environment.
-SEQUENCES = int(os.environ.get("TEST_CONTROL_SEQUENCES") or 8)
+SEQUENCES = int(os.environ.get("TEST_CONTROL_SEQUENCES") or 5)
 
 
 def command(job: Job, name: Command) -> Callable[[], str]:

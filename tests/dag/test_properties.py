@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import random
 
 import pytest
@@ -18,10 +17,10 @@ from django_jobs.testing import clock, drain, registry
 from django_jobs.workflows.advance import Frontier, Mark, advance
 from tests.dag.fleet import Fleet
 from tests.dag.graphs import Log, build, check, wishes
+from tests.examples import examples
 
 numbers = itertools.count()
-#: On a server each statement is a round trip.
-EXAMPLES = 60 if os.environ.get("TEST_DATABASE", "sqlite") == "sqlite" else 8
+EXAMPLES = examples(30, 6)
 #: A failing graph is not made smaller: each run of one costs many statements.
 QUICK = (Phase.explicit, Phase.reuse, Phase.generate)
 
@@ -32,7 +31,7 @@ def graph_of(wanted) -> Graph:
 
 
 @given(wishes(most=14), st.randoms(use_true_random=False))
-@settings(max_examples=300, phases=QUICK)
+@settings(max_examples=examples(150), phases=QUICK)
 def test_advance_keeps_the_rules_whatever_ends_when(wanted, source):
     """The pure function alone: steps end in any order with any outcome; it always comes to its verdict."""
     graph = graph_of(wanted)

@@ -26,6 +26,7 @@ from django_jobs.models.limits import RateStart, RateWait
 from django_jobs.store import claims, rates
 from django_jobs.store.session import Session
 from django_jobs.testing import drain
+from tests.examples import examples
 
 pytestmark = pytest.mark.django_db
 NOON = datetime(2030, 6, 1, 12, tzinfo=UTC)
@@ -81,7 +82,7 @@ def test_the_window_slides() -> None:
     assert ran == [1, 1, 0, 0, 0, 0, 1, 1, 0, 0, 0, 0, 1, 1, 0, 0]
 
 
-@settings(max_examples=15)
+@settings(max_examples=examples(15, 5))
 @given(
     st.integers(1, 4), st.lists(st.sampled_from([0.0, 3.0, 20.0, 59.0, 60.0, 61.0]), max_size=12)
 )

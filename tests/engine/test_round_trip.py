@@ -17,6 +17,7 @@ from pydantic import BaseModel
 
 from django_jobs import Retry, WorkflowContext, run_job, task, workflow
 from django_jobs.definitions import registry
+from tests.examples import examples
 
 pytestmark = pytest.mark.django_db
 
@@ -103,7 +104,7 @@ def test_a_value_comes_back_as_it_was(name: str) -> None:
     again.__annotations__ = {"run": WorkflowContext, "value": kind, "return": kind}
     run = workflow("test.again", retries=Retry(max_attempts=2, delay=0, jitter=0))(again)
 
-    @settings(max_examples=15, suppress_health_check=list(HealthCheck), database=None)
+    @settings(max_examples=examples(15), suppress_health_check=list(HealthCheck), database=None)
     @given(values)
     def check(value: Any) -> None:
         got.clear()

@@ -34,6 +34,7 @@ from django_jobs.observe import health
 from django_jobs.store.session import Session
 from django_jobs.testing import clock, drain
 from tests.app import jobs
+from tests.examples import examples
 from tests.observe.life import Life
 from tests.observe.test_history import lives
 from tests.testing.helpers import kill_holder
@@ -53,7 +54,9 @@ def found() -> list[str]:
 # --- silent about what may be -----------------------------------------------------------------
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=examples(30, 10), suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(lives())
 def test_whatever_the_engine_does_nothing_is_found(happened: list[str]) -> None:
     clock.freeze(NOON)

@@ -29,6 +29,7 @@ from django_jobs.store.session import Session
 from django_jobs.testing import clock, drain
 from django_jobs.worker.sweep import sweep
 from tests.app import jobs
+from tests.examples import examples
 from tests.observe.life import Life
 from tests.testing.helpers import kill_holder
 
@@ -71,7 +72,9 @@ def lives() -> Any:
     return st.lists(st.sampled_from(names), max_size=25)
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=examples(30, 10), suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(lives(), st.booleans())
 def test_s3_whatever_happens_the_history_folds_to_the_stored_state(
     happened: list[str], is_workflow: bool

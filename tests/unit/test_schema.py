@@ -36,6 +36,7 @@ from django_jobs.errors import (
     JobsError,
     NotSerializable,
 )
+from tests.examples import examples
 
 
 def taking(hint: Any, **options: Any) -> Schema:
@@ -258,7 +259,7 @@ def by_name(pairs: list[tuple[Any, Any]]) -> list[Any]:
 def test_typed_values_come_back_exactly(hint: Any, strategy: st.SearchStrategy[Any]) -> None:
     schema, output = taking(hint), returning(hint)
 
-    @settings(max_examples=60)
+    @settings(max_examples=examples(30))
     @given(strategy)
     def check(value: Any) -> None:
         assert same(schema.load_input(stored(schema, x=value))[1]["x"], value)
@@ -268,7 +269,7 @@ def test_typed_values_come_back_exactly(hint: Any, strategy: st.SearchStrategy[A
     check()
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(75))
 @given(st.data())
 def test_nothing_is_accepted_that_does_not_come_back(data: st.DataObject) -> None:
     """Any value for any hint: refused, or stored so that it loads and would be stored alike."""
