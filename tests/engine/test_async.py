@@ -203,7 +203,7 @@ def test_c4_an_async_job_over_its_limit_is_canceled(sequential: bool) -> None:
     """C4: cancellation; the step in hand ends with it, and is no longer shown as running."""
     ended: list[str] = []
 
-    @workflow("test.async.timeout", timeout=0.05)
+    @workflow("test.async.timeout", timeout=0.3)
     async def flow(run: WorkflowContext) -> None:
         async def wait() -> None:
             try:

@@ -37,7 +37,7 @@ def test_l9_the_server_ends_a_transaction_of_which_nothing_more_is_heard() -> No
         with pytest.raises(Exception) as raised, session.transaction():
             session.run("UPDATE {job} SET progress = 0.5 WHERE id = %(id)s", id=job.pk)
             assert not is_free()
-            eventually(is_free, "the server has ended the transaction")
+            eventually(is_free, "the server has ended the transaction", seconds=15)
             session.one("SELECT 1")
         assert session.dialect.is_lost(raised.value)
         session.reconnect()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from django.db import connection
+from django.db import connection, transaction
 
 from django_jobs import clock
 from django_jobs.lifecycle import Status
@@ -78,6 +79,50 @@ def test_w7_what_the_database_cannot_take_now_is_kept_and_costs_nobody(
     assert Counter(lines(marks)) == Counter(f"job-{n}" for n in range(COUNT))
     assert set(Job.objects.values_list("attempts", "crashes")) == {(1, 0)}
     assert Worker.objects.count() == 1
+    assert "Traceback" not in worker.output()
+
+
+#: Limits that cut off the engine's statements and transactions again and again.
+SHORT = {
+    "statement_timeout": "25ms",
+    "lock_timeout": "1ms",
+    "idle_in_transaction_session_timeout": "100ms",
+}
+
+
+def test_w7_time_limits_of_the_server_in_the_middle_of_the_engine_s_statements_cost_nobody(
+    runjobs: Callable[..., RunJobs], marks: Path
+) -> None:
+    """W7: what is cut off is rolled back and repeated; handlers run once, and no worker dies of it."""
+    if vendor() != "postgresql":
+        pytest.skip("PostgreSQL has these limits")
+    name, count, runs = connection.settings_dict["NAME"], 60, 6
+    jobs.dawdle.enqueue_many([{"marks": str(marks), "word": f"job-{n}"} for n in range(count)])
+    for number in range(runs):
+        jobs.three_marks.enqueue(marks=str(marks), word=f"run-{number}")
+    with connection.cursor() as cursor:
+        for limit, value in SHORT.items():
+            cursor.execute(f"ALTER DATABASE \"{name}\" SET {limit} = '{value}'")
+    try:
+        worker = runjobs("--processes", 2, LEASE=60, HEARTBEAT=0.3)
+
+        def all_done_beside_somebody_who_locks() -> bool:
+            with transaction.atomic():
+                list(Job.objects.select_for_update().filter(status=Status.RUNNING))
+                time.sleep(0.02)
+            return completed() == count + runs
+
+        eventually(all_done_beside_somebody_who_locks, "everything is done all the same")
+    finally:
+        with connection.cursor() as cursor:
+            for limit in SHORT:
+                cursor.execute(f'ALTER DATABASE "{name}" RESET {limit}')
+    worker.terminate()
+    assert worker.wait() == 0, worker.output()
+    words = [f"job-{n}" for n in range(count)]
+    words += [f"run-{n} {step}" for n in range(runs) for step in "abc"]
+    assert Counter(lines(marks)) == Counter(words)
+    assert set(Job.objects.values_list("attempts", "crashes")) == {(1, 0)}
     assert "Traceback" not in worker.output()
 
 

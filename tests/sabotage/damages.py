@@ -70,7 +70,6 @@ STEERING = "django_jobs/admin/steering.py"
 SQLITE = "django_jobs/store/dialects/sqlite.py"
 POOLING = "django_jobs/store/pooling.py"
 SESSION = "django_jobs/store/session.py"
-SQLITE = "django_jobs/store/dialects/sqlite.py"
 STEPS = "django_jobs/store/steps.py"
 PEN = "django_jobs/worker/pen.py"
 LONE = "django_jobs/store/lone.py"
@@ -617,5 +616,19 @@ DAMAGES = [
             "[transaction]"
         ],
         needs="pgbouncer",
+    ),
+    Damage(
+        "frozen-transaction-kept",
+        "L9",
+        [Edit(POSTGRESQL, 'f"SET LOCAL idle_in_transaction_session_timeout = {pause}; SET', '"SET')],
+        ["tests/engine/test_frozen.py::test_l9_the_server_ends_a_transaction_of_which_nothing_more_is_heard"],
+        database="postgresql",
+    ),
+    Damage(
+        "worker-dies-of-forgotten-statements",
+        "W9",
+        [Edit(SESSION, "if is_last or not self.dialect.is_forgotten(error):", "if is_last or error.args:")],
+        ["tests/store/test_trip.py::test_statements_that_the_driver_has_forgotten_are_prepared_anew[prepared]"],
+        database="postgresql",
     ),
 ]  # fmt: skip
