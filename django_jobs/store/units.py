@@ -17,8 +17,9 @@ from django_jobs.definitions.graph import Graph
 from django_jobs.errors import ErrorDict
 from django_jobs.lifecycle import FINAL, FINAL_STEPS, Status, StepStatus
 from django_jobs.store import history, jobs, outbox, steps, waking
-from django_jobs.store.claims import Claim, StepRecord, read_records
+from django_jobs.store.claims import Claim
 from django_jobs.store.jobs import NewJob
+from django_jobs.store.recorded import StepRecord, read_records
 from django_jobs.store.session import Session
 from django_jobs.store.steps import Answer, StepWrite, dump_error
 

@@ -15,7 +15,7 @@ from django_jobs.errors import ErrorDict, InvalidInput, JobFailed
 from django_jobs.lifecycle import StepKind, StepStatus
 from django_jobs.outcomes import Later, Outcome, TryAgain
 from django_jobs.signals import step_skipped
-from django_jobs.store.claims import StepRecord
+from django_jobs.store.recorded import StepRecord
 from django_jobs.store.steps import StepWrite
 from django_jobs.workflows import retrying
 from django_jobs.workflows.advance import Mark, Work

@@ -36,8 +36,8 @@ from django_jobs.outcomes import (
     Undoing,
 )
 from django_jobs.store import units
-from django_jobs.store.claims import StepRecord
 from django_jobs.store.jobs import NewJob
+from django_jobs.store.recorded import StepRecord
 from django_jobs.store.session import Session
 from django_jobs.store.steps import StepWrite
 from django_jobs.store.undoing import BeginUndo

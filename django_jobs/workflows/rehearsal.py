@@ -16,8 +16,9 @@ from django_jobs.definitions.task import Definition
 from django_jobs.lifecycle import StepStatus
 from django_jobs.outcomes import HandedBack, Parked
 from django_jobs.store import claims as claiming
-from django_jobs.store.claims import Claim, Peek, StepRecord
+from django_jobs.store.claims import Claim, Peek
 from django_jobs.store.record import Item
+from django_jobs.store.recorded import StepRecord
 from django_jobs.store.session import Session
 from django_jobs.store.steps import Answer
 from django_jobs.workflows import retrying

@@ -40,9 +40,10 @@ from django_jobs.outcomes import (
     Sleeping,
     TryAgain,
 )
-from django_jobs.store.claims import Claim, StepRecord
+from django_jobs.store.claims import Claim
 from django_jobs.store.record import Item, NoteWrite
 from django_jobs.store.record import record as write_all
+from django_jobs.store.recorded import StepRecord
 from django_jobs.store.session import Session
 from django_jobs.store.steps import StepWrite
 from django_jobs.store.waits import Wait

@@ -14,7 +14,7 @@ from django_jobs.definitions.retry import Retry
 from django_jobs.definitions.task import Definition
 from django_jobs.errors import CancelJob, ErrorDict, NonRetryable
 from django_jobs.lifecycle import StepKind, StepStatus
-from django_jobs.store.claims import StepRecord
+from django_jobs.store.recorded import StepRecord
 from django_jobs.workflows import retrying
 from django_jobs.workflows.plan import Planned, own_retry
 

@@ -14,8 +14,9 @@ from django_jobs.definitions.graph import Graph, Step
 from django_jobs.lifecycle import StepKind, StepStatus
 from django_jobs.outcomes import Canceled, Completed, HandedBack, Lost, Outcome
 from django_jobs.store import units
-from django_jobs.store.claims import Claim, StepRecord
+from django_jobs.store.claims import Claim
 from django_jobs.store.record import Item, LogWrite, NoteWrite
+from django_jobs.store.recorded import StepRecord
 from django_jobs.store.session import Session
 from django_jobs.store.steps import Answer, StepWrite
 from django_jobs.store.units import CancelRun, Errand, UnitWrite
