@@ -123,6 +123,8 @@ def rerun(
 def offered(job: Job) -> list[Command]:
     """The commands that would change ``job`` as it stands now."""
     possible = [command for command in lifecycle.COMMANDS if _would_change(job.status, command)]
+    if Command.COMPENSATE in possible and job.kind not in (Kind.WORKFLOW, Kind.DAG):
+        possible.remove(Command.COMPENSATE)
     if Command.RESCHEDULE in possible and job.started_at is not None:
         possible.remove(Command.RESCHEDULE)
     if Command.RUN_NOW in possible:

@@ -18,13 +18,19 @@ from django_jobs.store.session import Session, engine_alias
 
 
 def send_event(
-    name: str, payload: Any = None, *, to: Job | UUID | str | None = None, key: str | None = None
+    name: str,
+    payload: Any = None,
+    *,
+    to: Job | UUID | str | None = None,
+    key: str | None = None,
+    actor: object = None,
 ) -> list[UUID]:
     """Send ``payload`` under ``name``; the ids of the runs reached. In the caller's transaction, if there is one.
 
     With ``to`` (a job or its id) that run gets it: now if it waits, else when it does. Without,
     every run that waits for the name at this moment gets it, and nothing is kept for others. A
-    ``key``, unique per receiver, makes repetition harmless: it returns the first answer.
+    ``key``, unique per receiver, makes repetition harmless: it returns the first answer. With an
+    ``actor``, who sends it by hand, and ``to``, the run's history tells of it.
 
     Raises InvalidInput for a name, key or payload that cannot be stored, and for a job that is no
     run; InvalidTransition for one that has ended; Job.DoesNotExist.
@@ -39,7 +45,10 @@ def send_event(
         return session.committed(lambda s: events.broadcast(s, name, text, key_hash))
     receiver, alias = _receiver(to)
     key_hash = None if key is None else ids.digest("event", receiver.hex, key)
-    reached = Session(alias).committed(lambda s: events.send(s, receiver, name, text, key_hash))
+    said = None if actor is None else jsonvalues.clean_text(str(actor))[:200]
+    reached = Session(alias).committed(
+        lambda s: events.send(s, receiver, name, text, key_hash, actor=said)
+    )
     if reached is None:
         raise Job.DoesNotExist(f"There is no job {receiver}.")
     if reached.kind not in (Kind.WORKFLOW, Kind.DAG):
@@ -52,10 +61,16 @@ def send_event(
 
 
 async def asend_event(
-    name: str, payload: Any = None, *, to: Job | UUID | str | None = None, key: str | None = None
+    name: str,
+    payload: Any = None,
+    *,
+    to: Job | UUID | str | None = None,
+    key: str | None = None,
+    actor: object = None,
 ) -> list[UUID]:
     """:func:`send_event` from async code."""
-    return await sync_to_async(functools.partial(send_event, name, payload, to=to, key=key))()
+    send = functools.partial(send_event, name, payload, to=to, key=key, actor=actor)
+    return await sync_to_async(send)()
 
 
 def _receiver(to: Job | UUID | str) -> tuple[UUID, str]:

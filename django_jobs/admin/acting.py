@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from django.contrib import admin, messages
-from django.contrib.admin.models import CHANGE, LogEntry
+from django.contrib import messages
 from django.contrib.admin.utils import unquote
 from django.core.exceptions import PermissionDenied, ValidationError
-from django.db.models import Model, QuerySet
+from django.db.models import Model
 from django.http import (
     Http404,
     HttpRequest,
@@ -20,10 +19,10 @@ from django.http import (
     HttpResponseRedirect,
 )
 from django.urls import URLPattern, path
-from django.utils.translation import gettext as _
 
-from django_jobs.admin import detail
+from django_jobs.admin import detail, telling
 from django_jobs.admin.base import ReadOnlyAdmin
+from django_jobs.admin.telling import Tally
 from django_jobs.errors import JobsError
 
 
@@ -44,13 +43,8 @@ class Act:
     done: Any
 
 
-def _list_action(act: Act) -> Callable[..., None]:
-    @admin.action(permissions=[act.right], description=act.selected)
-    def run(model_admin: ActingAdmin, request: HttpRequest, queryset: QuerySet[Any]) -> None:
-        model_admin.act_on(request, act, queryset)
-
-    run.__name__ = act.name
-    return run
+def _on_selected(act: Act, model_admin: ActingAdmin, request: HttpRequest, queryset: Any) -> None:
+    model_admin.act_on(request, act, queryset)
 
 
 class ActingAdmin(ReadOnlyAdmin):
@@ -62,7 +56,10 @@ class ActingAdmin(ReadOnlyAdmin):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "acts" in cls.__dict__:
-            cls.actions = [_list_action(act) for act in cls.acts]
+            cls.actions = [
+                telling.list_action(act.name, act.right, act.selected, partial(_on_selected, act))
+                for act in cls.acts
+            ]
 
     def may(self, request: HttpRequest, act: Act, row: Model | None = None) -> bool:
         allowed: Callable[..., bool] = getattr(self, f"has_{act.right}_permission")
@@ -105,31 +102,31 @@ class ActingAdmin(ReadOnlyAdmin):
 
     def act_on(self, request: HttpRequest, act: Act, rows: Iterable[Any]) -> None:
         """Carry out a command on each of these rows, and say what came of it."""
-        counts = {"changed": 0, "unchanged": 0, "refused": 0}
+        tally = Tally()
         for row in rows:
-            counts[self._one(request, act, row)] += 1
-        level = messages.SUCCESS if counts["changed"] else messages.WARNING
-        said = _("%(done)s: %(changed)s changed, %(unchanged)s unchanged, %(refused)s refused.")
-        messages.add_message(request, level, said % {"done": act.done, **counts})
+            self._one(request, act, row, tally)
+        telling.tell(request, act.done, tally)
 
-    def _one(self, request: HttpRequest, act: Act, row: Any) -> str:
+    def _one(self, request: HttpRequest, act: Act, row: Any, tally: Tally) -> None:
         if not self.may(request, act, row):
-            return "refused"
+            tally.refuse(telling.NOT_PERMITTED)
+            return
         if not act.fits(row):
-            return "unchanged"
+            tally.unchanged += 1
+            return
         try:
             told = act.carry_out(row)
         except (JobsError, ValidationError) as error:
             messages.error(request, f"{row}: {error}")
-            return "refused"
+            tally.refuse(type(error).__name__)
+            return
+        tally.changed += 1
         self.log_act(request, row, str(act.done))
         if isinstance(told, str):
             messages.info(request, told)
-        return "changed"
 
     def log_act(self, request: HttpRequest, row: Any, said: str) -> None:
-        user: Any = request.user.pk
-        LogEntry.objects.log_actions(user, [row], CHANGE, said, single_object=True)
+        telling.log(request.user, [row], said)
 
     def buttons(self, request: HttpRequest, row: Any) -> list[dict[str, Any]]:
         return [

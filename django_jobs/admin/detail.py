@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from django.db.models import F, QuerySet, TextField
+from django.db.models import QuerySet, TextField
 from django.db.models.functions import Cast, Coalesce, Length
 from django.http import HttpRequest
 from django.urls import NoReverseMatch, reverse
@@ -15,15 +15,19 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 
 from django_jobs.admin import formatting, pictures, timeline
+from django_jobs.admin.tries import of_job as tries_of_job
+from django_jobs.admin.tries import share_out
 from django_jobs.explain import explain
-from django_jobs.lifecycle import DRIVEN, Kind, StepStatus
-from django_jobs.models import Attempt, Event, Job, LogLine, TaskStatus, Worker
+from django_jobs.lifecycle import DRIVEN, Kind, Status, StepKind, StepStatus
+from django_jobs.models import Event, Job, LogLine, TaskStatus, Worker
 
 if TYPE_CHECKING:
     from django_jobs.admin.jobs import JobAdmin
 
 #: Rows of one section on one page.
 STEPS, ATTEMPTS, LOG_LINES, ENTRIES, RELATED = 100, 50, 300, 100, 50
+#: Compensations of a run that are counted.
+UNDONE = 1_000
 #: Input and output of a step are shown in the list up to this many characters.
 INLINE_PAYLOAD = 20_000
 
@@ -149,12 +153,11 @@ def job_context(
     """Everything on a job's page besides the admin's own frame."""
     alias = str(job._state.db)
     steps = _step_rows(job, alias, request)
-    tries = section(
-        Attempt.objects.using(alias)
-        .filter(job_id=job.pk)
-        .annotate(step_slug=F("step__slug"), step_name=F("step__step_id")),
-        request, "attempts", ATTEMPTS, newest=True,
-    )  # fmt: skip
+    tries = section(tries_of_job(alias, job.pk), request, "attempts", ATTEMPTS, newest=True)
+    lines = section(
+        LogLine.objects.using(alias).filter(job_id=job.pk), request, "log", LOG_LINES, newest=True
+    )
+    shared, others = share_out(tries.rows, lines.rows)
     entries = section(
         job.history.using(alias),
         request,
@@ -182,16 +185,17 @@ def job_context(
         "payloads": _job_payloads(job, names, shown=payload),
         "waterfall": pictures.waterfall(job, steps.rows),
         "graph": pictures.graph(job, alias),
+        "undone": _undone(job, alias),
         "steps": Section(
             _steps(model_admin, job, alias, steps.rows, workers, payload=payload),
             steps.more, steps.first,
         ),
         "attempts": Section(
-            [_attempt(row, workers) for row in tries.rows], tries.more, tries.first
+            [_attempt(row, workers, shared.get(row.pk, [])) for row in tries.rows],
+            tries.more, tries.first,
         ),
-        "log": section(
-            LogLine.objects.using(alias).filter(job_id=job.pk), request, "log", LOG_LINES, newest=True
-        ),
+        "log": Section(others, lines.more, lines.first),
+        "log_elsewhere": bool(shared),
         "events": _events(job, alias, names, shown=payload),
         "related": related,
         "running": running,
@@ -410,7 +414,7 @@ def _step_payloads(row: TaskStatus, *, shown: bool, opened: bool = False) -> lis
     return [payload(title, one, names=names, shown=True, open=opened) for title, one in values]
 
 
-def _attempt(row: Any, workers: dict[UUID, Worker]) -> dict[str, Any]:
+def _attempt(row: Any, workers: dict[UUID, Worker], lines: list[LogLine]) -> dict[str, Any]:
     return {
         "row": row,
         "step": f"{row.step_slug} / {row.step_name}" if row.step_slug else "",
@@ -421,7 +425,29 @@ def _attempt(row: Any, workers: dict[UUID, Worker]) -> dict[str, Any]:
             row.started_at, row.finished_at, running=row.status == StepStatus.RUNNING
         ),
         "problem": problem(row.error),
+        "lines": lines,
+        "size": formatting.number(len(lines)),
     }
+
+
+def _undone(job: Job, alias: str) -> str:
+    """How far a run is undone, in words; nothing for one that never began to be."""
+    if job.kind not in (Kind.WORKFLOW, Kind.DAG) or not (
+        job.status.startswith("compensat") or job.status in (Status.FAILED, Status.CANCELED)
+    ):
+        return ""
+    found = TaskStatus.objects.using(alias).filter(job_id=job.pk, kind=StepKind.COMPENSATION)
+    statuses = list(found.values_list("status", flat=True)[:UNDONE])
+    if not statuses:
+        return ""
+    done = statuses.count(StepStatus.COMPLETED)
+    said = _("%(done)s of %(all)s compensations completed") % {
+        "done": formatting.number(done),
+        "all": formatting.number(len(statuses)),
+    }
+    if failed := statuses.count(StepStatus.FAILED):
+        said += _(", %(failed)s failed") % {"failed": formatting.number(failed)}
+    return said
 
 
 def _events(job: Job, alias: str, names: tuple[str, ...], *, shown: bool) -> list[dict[str, Any]]:

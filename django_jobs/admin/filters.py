@@ -187,6 +187,15 @@ class CodeFilter(TypedFilter):
         return selection.of_code(value)
 
 
+class TagFilter(TypedFilter):
+    title = _("tag")
+    parameter_name = "tag"
+    indexed = False
+
+    def condition(self, value: str) -> Any:
+        return selection.of_tag(value)
+
+
 class TenantFilter(TypedFilter):
     """One of ``TENANT_FIELDS``; its column is that of its place in the list."""
 
@@ -207,6 +216,34 @@ def tenant_filters() -> list[type[TenantFilter]]:
         type(f"{column}_filter", (TenantFilter,), {"title": name, "parameter_name": column, "column": column})
         for column, name in zip(selection.TENANT_COLUMNS, names, strict=False)
     ]  # fmt: skip
+
+
+#: Parameters of the list of jobs that a selection has under a name of its own.
+SELECTED = {name: name for name in ("status", "slug", "queue", "key", "worker", "code", "tag")}
+
+
+def selection_of(changelist: Any, *, until_id: str) -> tuple[selection.Selection, list[str]]:
+    """What a list of jobs is narrowed to, as plain values; and the names of what cannot be said so.
+
+    A filter that a project has added is among those: leaving it out would act on too many jobs.
+    """
+    tenants = dict.fromkeys(selection.TENANT_COLUMNS, "")
+    values: dict[str, Any] = {"search": changelist.query, "until_id": until_id}
+    unknown: list[str] = []
+    for name in changelist.get_filters_params():
+        value = changelist.params.get(name, "")
+        if name in SELECTED:
+            values[SELECTED[name]] = value.strip()
+        elif name in tenants:
+            tenants[name] = value.strip()
+        elif name == SinceFilter.parameter_name:
+            if value in SPANS:
+                values["since"] = selection.ago(SPANS[value][0]).isoformat()
+        else:
+            unknown.append(name)
+    only_runs = issubclass(changelist.model, WorkflowRun)
+    found = selection.Selection(**values, tenants=tuple(tenants.values()), only_runs=only_runs)
+    return found, sorted(unknown)
 
 
 class PausedFilter(ChoiceFilter):

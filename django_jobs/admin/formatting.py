@@ -32,6 +32,7 @@ STATUS_LABELS: dict[str, Any] = {
     Status.COMPENSATED: gettext_lazy("compensated"),
     Status.COMPENSATION_FAILED: gettext_lazy("compensation failed"),
     StepStatus.SKIPPED: gettext_lazy("skipped"),
+    "undone": gettext_lazy("undone"),
     "lost": gettext_lazy("lost"),
     "stopped": gettext_lazy("stopped"),
     "silent": gettext_lazy("silent"),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,8 @@ from django.utils.text import capfirst
 from django.utils.translation import gettext_lazy as _
 
 from django_jobs import jsonvalues
-from django_jobs.errors import JobsError
+from django_jobs.errors import InvalidInput, JobsError
+from django_jobs.jsonvalues import HIDDEN
 
 #: Models within models get fields of their own down to here; deeper ones are given as JSON.
 DEEPEST = 3
@@ -62,10 +64,20 @@ class InputForm(forms.Form):
         help_text=_("Where this is filled in, the fields are not read."),
     )  # fmt: skip
 
-    def __init__(self, schema: Mapping[str, Any] | None, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        schema: Mapping[str, Any] | None,
+        *args: Any,
+        stored: Any = None,
+        secret_names: tuple[str, ...] = (),
+        **kwargs: Any,
+    ) -> None:
+        """``stored`` is the input to be edited; its secrets are neither shown nor lost."""
         kwargs.setdefault("use_required_attribute", False)
         super().__init__(*args, **kwargs)
         self.schema = schema or {}
+        self.stored = stored
+        self.shown = None if stored is None else jsonvalues.redact(stored, secret_names)
         self.groups: list[Group] = []
         last = self.fields.pop("as_json")
         self._add(self.schema, "", Group(""), 0)
@@ -73,6 +85,8 @@ class InputForm(forms.Form):
         if not self.typed_names:
             last.widget.attrs["rows"] = 10
             last.help_text = ""
+        if isinstance(stored, dict):
+            self._fill()
         if self.data.get(self.add_prefix("as_json"), "").strip():
             for name in self.typed_names:
                 self.fields[name].required = False
@@ -139,6 +153,54 @@ class InputForm(forms.Form):
     def _is_model(self, schema: Mapping[str, Any]) -> bool:
         return schema.get("type") == "object" and bool(schema.get("properties"))
 
+    # --- an input to be edited -------------------------------------------------------------------
+
+    def _fill(self) -> None:
+        """Each field with the stored value; one with a secret stays empty."""
+        if not self.typed_names:
+            text = json.dumps(self.shown, indent=2, ensure_ascii=False)
+            self.fields["as_json"].initial = text
+        for name in self.typed_names:
+            made = self.fields[name]
+            found, value = _at(self.shown, name)
+            made.initial = None
+            if not found:
+                continue
+            if isinstance(value, str) and HIDDEN in value:
+                made.required = False
+                kept = _("Kept as it is; fill it in to replace it.")
+                made.help_text = f"{made.help_text} {kept}".strip()
+            elif value is not None:
+                made.initial = _initial(made, value)
+
+    def edited(self) -> dict[str, Any]:
+        """The stored input with what was changed. InvalidInput where a hidden secret would be lost."""
+        whole = self.cleaned_data.get("as_json", UNSET)
+        if whole is UNSET:
+            whole = copy.deepcopy(self.stored)
+            for name in self.typed_names:
+                if name in self.changed_data:
+                    self._change(whole, name)
+        restored: dict[str, Any] = restore(whole, self.shown, self.stored)
+        lost = hidden_path(restored, self.stored)
+        if lost is not None:
+            raise InvalidInput(
+                f"{lost}: a secret is hidden here, and what it was cannot be told any more. Type it anew."
+            )
+        return restored
+
+    def _change(self, whole: dict[str, Any], name: str) -> None:
+        value, made = self.cleaned_data.get(name, UNSET), self.fields[name]
+        *above, last = name.split(DOT)
+        at: Any = whole
+        for one in above:
+            at[one] = at.get(one) if isinstance(at.get(one), dict) else {}
+            at = at[one]
+        if value is UNSET or value in ("", None):
+            at.pop(last, None)
+        else:
+            at[last] = made.typed(value) if isinstance(made, Choice) else _stored(value)
+
     # --- the input -------------------------------------------------------------------------------
 
     def clean_as_json(self) -> Any:
@@ -175,6 +237,55 @@ class InputForm(forms.Form):
                 self.add_error(name, said)
                 return
         self.add_error(None, said)
+
+
+def _at(value: Any, name: str) -> tuple[bool, Any]:
+    """What is at a path; and whether there is anything."""
+    for one in name.split(DOT):
+        if not isinstance(value, dict) or one not in value:
+            return False, None
+        value = value[one]
+    return True, value
+
+
+def restore(edited: Any, shown: Any, stored: Any) -> Any:
+    """``edited`` with the stored value wherever it is what was ``shown`` of it.
+
+    In a list only whole members are taken back: another one may have come to its place.
+    """
+    if edited == shown:
+        return stored
+    if isinstance(edited, dict) and isinstance(shown, dict) and isinstance(stored, dict):
+        return {
+            key: restore(value, shown[key], stored[key]) if key in stored else value
+            for key, value in edited.items()
+        }
+    if isinstance(edited, list) and isinstance(shown, list) and isinstance(stored, list):
+        pairs = list(zip(shown, stored, strict=True))
+        return [
+            pairs[index][1] if index < len(pairs) and value == pairs[index][0] else value
+            for index, value in enumerate(edited)
+        ]
+    return edited
+
+
+def hidden_path(value: Any, stored: Any, path: str = "input") -> str | None:
+    """Where ``value`` holds the mark of a hidden secret that ``stored`` does not; None = nowhere."""
+    if value == stored:
+        return None
+    if isinstance(value, str):
+        return path if HIDDEN in value else None
+    members: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, dict):
+        members = value.items()
+    elif isinstance(value, list):
+        members = enumerate(value)
+    for key, member in members:
+        same = stored[key] if isinstance(stored, dict) and key in stored else None
+        found = hidden_path(member, same, f"{path}.{key}")
+        if found is not None:
+            return found
+    return None
 
 
 class Choice(forms.ChoiceField):
@@ -237,6 +348,8 @@ def _help(given: Mapping[str, Any], member: Mapping[str, Any]) -> str:
 def _initial(made: forms.Field, value: Any) -> Any:
     if isinstance(made, JSONText):
         return json.dumps(value, ensure_ascii=False)
+    if isinstance(made, Choice):
+        return value if isinstance(value, str) else json.dumps(value)
     return value if isinstance(value, str | bool | int | float) else json.dumps(value)
 
 

@@ -22,6 +22,7 @@ from django.utils.translation import gettext_lazy
 from django_jobs.admin import detail, filters, formatting
 from django_jobs.admin.base import ReadOnlyAdmin
 from django_jobs.admin.paging import KeysetChangeList
+from django_jobs.admin.rerunning import RerunningAdmin
 from django_jobs.admin.running import SendingAdmin
 from django_jobs.admin.steering import SteeringAdmin
 from django_jobs.lifecycle import DRIVEN, Status
@@ -37,7 +38,7 @@ PAYLOAD_PERMISSION = "django_jobs.view_payload_job"
 
 
 @admin.register(Job)
-class JobAdmin(SteeringAdmin, SendingAdmin, ReadOnlyAdmin):
+class JobAdmin(SteeringAdmin, RerunningAdmin, SendingAdmin, ReadOnlyAdmin):
     """Whatever was enqueued, tasks and workflow runs alike."""
 
     detail_template = "admin/django_jobs/job.html"
@@ -47,7 +48,7 @@ class JobAdmin(SteeringAdmin, SendingAdmin, ReadOnlyAdmin):
     ]  # fmt: skip
     list_filter = [
         filters.StatusFilter, filters.SlugFilter, filters.QueueFilter, filters.SinceFilter, filters.KeyFilter,
-        filters.WorkerFilter, filters.CodeFilter,
+        filters.WorkerFilter, filters.CodeFilter, filters.TagFilter,
     ]  # fmt: skip
     search_fields = ["slug", "id"]
     search_placeholder = gettext_lazy("slug or id")
@@ -73,7 +74,11 @@ class JobAdmin(SteeringAdmin, SendingAdmin, ReadOnlyAdmin):
         return [*super().get_list_filter(request), *filters.tenant_filters()]
 
     def toolbar(self, request: HttpRequest, changelist: Any) -> dict[str, Any]:
-        return {**super().toolbar(request, changelist), "tabs": self.tabs(request, changelist)}
+        return {
+            **super().toolbar(request, changelist),
+            "tabs": self.tabs(request, changelist),
+            "matching": self.matching_buttons(request, changelist),
+        }
 
     def tabs(self, request: HttpRequest, changelist: KeysetChangeList) -> list[dict[str, Any]]:
         """A link for each status; with numbers where nothing else narrows the list."""
@@ -199,6 +204,7 @@ class JobAdmin(SteeringAdmin, SendingAdmin, ReadOnlyAdmin):
             **shown,
             "event_form": self.event_form(request, job, awaited),
             "buttons": self.buttons(request, job),
+            "links": self.rerun_links(request, job),
             **(extra_context or {}),
         }
         request.current_app = self.admin_site.name
@@ -216,6 +222,7 @@ class JobAdmin(SteeringAdmin, SendingAdmin, ReadOnlyAdmin):
         return TemplateResponse(request, self.step_template, {**self._page(request, job), **shown})
 
     def _found(self, request: HttpRequest, object_id: str) -> Job:
+        """The job of a page that only shows."""
         if request.method not in ("GET", "HEAD"):
             raise PermissionDenied
         return self._job(request, object_id)

@@ -63,19 +63,32 @@ def waterfall(job: Job, rows: Iterable[Any]) -> list[Bar]:
     return bars
 
 
-def graph(job: Job, alias: str) -> SafeString | None:
-    """The declared graph of a run as SVG; None where there is none, or no code here that knows it."""
+@dataclass(frozen=True)
+class Graph:
+    """The declared graph of a run: the drawing, and the same as rows of a table."""
+
+    svg: SafeString
+    rows: list[dict[str, Any]]
+
+
+def graph(job: Job, alias: str) -> Graph | None:
+    """The graph of a run; None where there is none, or no code here that knows it."""
     if job.kind != Kind.DAG:
         return None
     declared = _declared(job)
     if declared is None:
         return None
-    statuses = _statuses(job, alias)
-    nodes = declared.drawn(statuses)
+    nodes = declared.drawn(_statuses(job, alias))
     if len(nodes) > DRAWN:
         return None
+    rows = [
+        {
+            "id": node.id, "status": formatting.badge(node.status or None), "after": ", ".join(node.after),
+        }
+        for node in nodes
+    ]  # fmt: skip
     # Its texts are escaped by the one who draws it.
-    return mark_safe(drawing.svg(nodes, title=job.slug))
+    return Graph(mark_safe(drawing.svg(nodes, title=job.slug)), rows)
 
 
 def _declared(job: Job) -> DAG | None:

@@ -157,7 +157,12 @@ class SendingAdmin(Base):
 
     def _send(self, request: HttpRequest, job: Job, name: str, payload: Any) -> None:
         try:
-            send_event(name, None if payload is UNSET else payload, to=job.pk)
+            send_event(
+                name,
+                None if payload is UNSET else payload,
+                to=job.pk,
+                actor=request.user.get_username(),
+            )
         except JobsError as error:
             messages.error(request, str(error))
             return

@@ -34,6 +34,18 @@ EVENTS: dict[str, Any] = {
     "paused": gettext_lazy("paused"),
     "resumed": gettext_lazy("resumed"),
     "retried": gettext_lazy("retried"),
+    "rerun": gettext_lazy("run again"),
+    "run_now": gettext_lazy("made due now"),
+    "rescheduled": gettext_lazy("rescheduled"),
+    "event_sent": gettext_lazy("an event was sent to it"),
+}
+
+
+#: What a reschedule changes, as the admin calls it.
+CHANGED: dict[str, Any] = {
+    "queue_name": gettext_lazy("queue"),
+    "priority": gettext_lazy("priority"),
+    "run_after": gettext_lazy("not before"),
 }
 
 
@@ -129,8 +141,21 @@ def _detail(value: Any, names: Collection[str]) -> str:
             parts.append(formatting.one_line(member, 300))
         elif key in ("delay", "seconds") and isinstance(member, int | float):
             parts.append(_("waits %(time)s") % {"time": formatting.duration(member)})
+        elif isinstance(member, dict) and member.keys() == {"from", "to"}:
+            label = CHANGED.get(key, key)
+            parts.append(f"{label}: {_moment_or(member['from'])} → {_moment_or(member['to'])}")
         elif isinstance(member, dict | list):
             parts.append(f"{key}: {json.dumps(member, ensure_ascii=False)[:300]}")
         else:
             parts.append(f"{key}: {member}" if key != "reason" else str(member))
     return " · ".join(parts)
+
+
+def _moment_or(value: Any) -> Any:
+    """A moment in the current time zone; any other value as it is."""
+    if value is None:
+        return formatting.EMPTY
+    try:
+        return formatting.full_moment(datetime.fromisoformat(value))
+    except (TypeError, ValueError):
+        return value

@@ -54,6 +54,11 @@ VERBS: dict[Command, Verb] = {
             _("Jobs that wait for their time, or for their next try, become due now."),
         ),
         Verb(
+            Command.RESCHEDULE, "reschedule", _("Reschedule"), _("Reschedule selected jobs"),
+            ngettext_lazy("Reschedule this job?", "Reschedule these %(shown)s jobs?", "count"), _("Rescheduled"),
+            _("Jobs that wait, and were never started, get another time, queue or priority."), asks=True,
+        ),
+        Verb(
             Command.RETRY, "retry", _("Retry"), _("Retry selected jobs"),
             ngettext_lazy("Retry this job?", "Retry these %(shown)s jobs?", "count"), _("Retried"),
             _("Failed jobs are opened again: completed steps stay, the failed step has all its tries again."),
@@ -71,3 +76,13 @@ VERBS: dict[Command, Verb] = {
         ),
     )
 }  # fmt: skip
+#: What is offered on the page of one job only.
+SINGLE: dict[Command, Verb] = {
+    Command.COMPENSATE: Verb(
+        Command.COMPENSATE, "cancel", _("Compensate"), "",
+        ngettext_lazy("Undo this run?", "Undo these %(shown)s runs?", "count"), _("Compensating"),
+        _("Its completed steps are undone by their compensations, the last completed first. The error stays."),
+        asks=True,
+    )
+}  # fmt: skip
+EVERY = {**VERBS, **SINGLE}

@@ -171,6 +171,7 @@ class Job(JobCommands, models.Model):
             ("cancel_job", _("Can cancel jobs")),
             ("retry_job", _("Can retry and re-run jobs")),
             ("pause_job", _("Can pause and resume jobs")),
+            ("reschedule_job", _("Can change time, queue and priority of waiting jobs")),
             ("send_event_job", _("Can send events to runs")),
             ("view_payload_job", _("Can see input and output")),
         ]

@@ -6,6 +6,7 @@ on all that match a list's filters is carried out by a job of its own.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -46,6 +47,8 @@ class Selection:
     key: str = ""
     worker: str = ""
     code: str = ""
+    #: One of the list ``meta["tags"]``.
+    tag: str = ""
     #: ISO 8601; created since then.
     since: str = ""
     only_runs: bool = False
@@ -63,10 +66,15 @@ class Selection:
 
     def jobs(self, alias: str) -> JobQuerySet:
         """The jobs that match now."""
-        found: Any = Job.objects.using(alias).all()
-        for condition in self._conditions(alias):
-            found = found.filter(condition)
-        return found
+        everything: Any = Job.objects.using(alias).all()
+        return self.narrow(everything)
+
+    def narrow(self, found: JobQuerySet) -> JobQuerySet:
+        """Those of ``found`` that match now."""
+        narrowed: Any = found
+        for condition in self._conditions(str(narrowed.db)):
+            narrowed = narrowed.filter(condition)
+        return narrowed
 
     def _conditions(self, alias: str) -> list[Q]:
         found = [
@@ -74,10 +82,13 @@ class Selection:
             of_status(self.status) if self.status else None,
             of_slugs([self.slug]) if self.slug else None,
             Q(queue_name=self.queue) if self.queue else None,
-            of_search(self.search, alias) if self.search.strip() else None,
+            of_search(self.search, alias, only_runs=self.only_runs)
+            if self.search.strip()
+            else None,
             of_key(self.key) if self.key else None,
             of_worker(self.worker) if self.worker else None,
             of_code(self.code) if self.code else None,
+            of_tag(self.tag) if self.tag else None,
             Q(pk__gte=first_id(datetime.fromisoformat(self.since))) if self.since else None,
             Q(pk__lte=UUID(self.until_id)) if self.until_id else None,
             *(
@@ -123,6 +134,12 @@ def of_worker(worker: str) -> Q:
 def of_code(code: str) -> Q:
     """Jobs whose error bears this code."""
     return Q(error__code=code, finished_at__isnull=False)
+
+
+def of_tag(tag: str) -> Q:
+    """Jobs with this tag, whatever its case: enqueued with ``using(meta={"tags": ["import", …]})``."""
+    # The text of the list: no lookup for members of a list works on every database.
+    return Q(meta__tags__icontains=json.dumps(tag, ensure_ascii=False))
 
 
 def first_id(moment: datetime) -> UUID:

@@ -9,6 +9,7 @@ from uuid import UUID
 
 from django_jobs import ids, jsonvalues
 from django_jobs.lifecycle import FINAL, Kind
+from django_jobs.store import history
 from django_jobs.store.session import Session
 from django_jobs.store.waking import wake
 
@@ -23,7 +24,13 @@ class Reached:
 
 
 def send(
-    session: Session, receiver: UUID, name: str, payload: str, key_hash: str | None
+    session: Session,
+    receiver: UUID,
+    name: str,
+    payload: str,
+    key_hash: str | None,
+    *,
+    actor: str | None = None,
 ) -> Reached | None:
     """Store an event for one run under the lock of its row, and wake it if it waits for it; None if it is gone."""
     row = session.one("SELECT kind, status FROM {job} WHERE id = %(id)s {lock_rows}", id=receiver)
@@ -35,6 +42,8 @@ def send(
     if status in FINAL or kind not in (Kind.WORKFLOW, Kind.DAG):
         return Reached(kind, status, False)
     _insert(session, [receiver], name, payload, key_hash)
+    if actor is not None:
+        history.note(session, receiver, event="event_sent", actor=actor, detail={"name": name})
     if _waits(session, receiver, name):
         wake(session, [receiver])
     return Reached(kind, status, True)

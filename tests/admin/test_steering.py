@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import html
 import itertools
 import re
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 from django.contrib.admin.models import LogEntry
 from django.test import Client
+from django.utils import timezone
 
 from django_jobs import clock
 from django_jobs.admin.verbs import VERBS
@@ -22,7 +24,7 @@ from tests.admin.test_pages import address, page, words
 pytestmark = pytest.mark.django_db
 
 Login = Callable[..., Client]
-RIGHTS = ["pause_job", "run_job", "retry_job", "cancel_job"]
+RIGHTS = ["pause_job", "run_job", "reschedule_job", "retry_job", "cancel_job"]
 EVERY_PAIR = [(status, command) for status in Status for command in VERBS]
 
 
@@ -80,9 +82,8 @@ def test_a_command_does_what_the_table_says(
     job = job_in(status)
     client = login("view_job", *RIGHTS)
     before = Job.units.filter(pk=job.pk).values().get()
-    response = client.post(
-        command(job, command_name), {"post": "yes", "reason": "because"}, follow=True
-    )
+    form = {"post": "yes", "reason": "because", "priority": "7"}
+    response = client.post(command(job, command_name), form, follow=True)
     assert response.status_code == 200
     after = Job.units.filter(pk=job.pk).values().get()
     cell = COMMANDS[command_name][status]
@@ -266,6 +267,43 @@ def test_a_project_may_say_by_object(login: Login, monkeypatch: pytest.MonkeyPat
     assert "Canceled: 1 changed, 0 unchanged, 1 refused." in told
     theirs.refresh_from_db()
     assert theirs.status == "pending"
+
+
+# --- another time, queue or priority ----------------------------------------------------------
+
+
+def test_a_reschedule_asks_for_what_is_to_change(login: Login) -> None:
+    job = job_in(Status.PENDING)
+    client = login("view_job", "reschedule_job")
+    asked = words(client.post(command(job, "reschedule")).content.decode())
+    for label in ("Not before", "Queue", "Priority"):
+        assert label in asked
+    for form, said in (
+        ({}, "Say what is to be different"),
+        ({"priority": "101"}, "less than or equal to 100"),
+        ({"run_after": "soon"}, "valid date/time"),
+        ({"queue_name": "a" * 201}, "at most 200"),
+    ):
+        answer = client.post(command(job, "reschedule"), {"post": "yes", **form})
+        assert said in html.unescape(answer.content.decode())
+    assert not HistoryEntry.objects.exists()
+    form = {"post": "yes", "run_after": "2030-01-31T09:00", "queue_name": "mail", "priority": "3"}
+    client.post(command(job, "reschedule"), form)
+    job.refresh_from_db()
+    assert (job.queue_name, job.priority) == ("mail", 3)
+    assert job.run_after == timezone.make_aware(datetime(2030, 1, 31, 9))
+    shown = words(page(client, address("job", "change", job.pk)))
+    assert "rescheduled" in shown
+    assert "queue: default → mail" in shown
+
+
+def test_selected_jobs_are_rescheduled_together(login: Login) -> None:
+    waiting, ended = [job_in(Status.PENDING) for _ in range(2)], job_in(Status.COMPLETED)
+    form = selected("reschedule", [*waiting, ended], post="yes", queue_name="mail")
+    answer = login("view_job", "reschedule_job").post(address("job"), form, follow=True)
+    told = answer.content.decode()
+    assert "Rescheduled: 2 changed, 0 unchanged, 1 refused. Refused: completed 1." in told
+    assert Job.objects.filter(queue_name="mail").count() == 2
 
 
 # --- why --------------------------------------------------------------------------------------

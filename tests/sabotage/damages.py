@@ -80,6 +80,8 @@ REPLAY = "django_jobs/workflows/replay.py"
 UNITS = "django_jobs/store/units.py"
 UNDO = "django_jobs/workflows/undo.py"
 COMMANDS = "django_jobs/store/commands.py"
+BULK = "django_jobs/admin/bulk.py"
+INPUTFORM = "django_jobs/admin/inputform.py"
 RESCHEDULING = "django_jobs/store/rescheduling.py"
 
 SCHEDULES = "django_jobs/store/schedules.py"
@@ -111,6 +113,24 @@ def believed(kinds: str) -> Edit:
 
 
 DAMAGES = [
+    Damage(
+        "an-order-on-all-is-not-checked-when-it-runs",
+        "X2",
+        [Edit(BULK, "if user is None or not (", "if user is None and not (")],
+        ["tests/admin/test_matching.py::test_who_gave_the_order_is_asked_again_when_it_runs[permission]"],
+    ),
+    Damage(
+        "parts-of-an-order-on-all-do-not-commit-with-their-record",
+        "P3",
+        [Edit(BULK, "transactional=True", "transactional=False")],
+        ["tests/admin/test_matching.py::test_a_part_that_is_rolled_back_is_done_again_from_its_start"],
+    ),
+    Damage(
+        "a-hidden-secret-is-stored-as-its-mark",
+        "X4",
+        [Edit(INPUTFORM, "        if lost is not None:", "        if lost == []:")],
+        ["tests/admin/test_rerunning.py::test_as_json_the_mark_of_a_secret_stands_for_what_it_hides"],
+    ),
     Damage(
         "rescheduled-although-started",
         "S1",
