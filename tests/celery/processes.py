@@ -30,7 +30,7 @@ class CeleryProcess(Tree):
             **(env or {}),
         )
         command = [sys.executable, "-m", "celery", "-A", "tests.celery.app", *arguments]
-        super().__init__(log, command, environment)
+        super().__init__(log, self.started(log, command, environment))
 
 
 class CeleryWorker(CeleryProcess):

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from django.db import DatabaseError, connection, connections, transaction
 
 from django_jobs.models import Job
-from tests import watchdog
+from tests import nursery, watchdog
 from tests.support import ROOT, subprocess_env, vendor
 
 T = TypeVar("T")
@@ -129,12 +129,17 @@ def _can_write() -> bool:
 
 
 class Tree:
-    """A command that was started; with its children it forms a process group. Its output goes to ``log``."""
+    """A process that was started; with its children it forms a group. Its output goes to ``log``."""
 
-    def __init__(self, log: Path, command: list[str], env: dict[str, str]) -> None:
+    def __init__(self, log: Path, process: subprocess.Popen[bytes] | nursery.Forked) -> None:
         self.log = log
+        self.process = process
+        watchdog.guard(self.process.pid)
+
+    @staticmethod
+    def started(log: Path, command: list[str], env: dict[str, str]) -> subprocess.Popen[bytes]:
         with log.open("wb") as output:
-            self.process = subprocess.Popen(
+            return subprocess.Popen(
                 command,
                 cwd=ROOT,
                 env=env,
@@ -143,7 +148,6 @@ class Tree:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        watchdog.guard(self.process.pid)
 
     @property
     def pid(self) -> int:
@@ -182,11 +186,15 @@ class RunJobs(Tree):
         env: dict[str, str] | None = None,
         **settings: Any,
     ) -> None:
+        given = list(map(str, arguments))
+        if database is None and env is None:
+            super().__init__(log, nursery.runjobs(log, given, {**QUICK, **settings}))
+            return
         env = {**subprocess_env(TEST_JOBS=json.dumps({**QUICK, **settings})), **(env or {})}
         if database is not None:
             env["TEST_DB"] = json.dumps(database)
-        command = [sys.executable, str(ROOT / "manage.py"), "runjobs", *map(str, arguments)]
-        super().__init__(log, command, env)
+        command = [sys.executable, str(ROOT / "manage.py"), "runjobs", *given]
+        super().__init__(log, self.started(log, command, env))
 
 
 def promise(record: Callable[[str, object], None], what: str, seconds: float, limit: float) -> None:
