@@ -349,4 +349,6 @@ def test_the_provider_ends_when_its_demo_does(tmp_path: Path) -> None:
         text=True,
         check=False,
     )
-    processes.wait_until_gone([int(done.stdout)], 20)
+    provider = int(done.stdout)
+    processes.wait_until_gone([provider], 60)
+    assert provider not in processes.living()

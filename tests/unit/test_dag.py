@@ -73,6 +73,9 @@ def test_an_unknown_dependency_and_an_empty_dag_are_refused():
         DAG("empty").check()
 
 
+# Since Django 6.0 the checks of models ask the database.
+@pytest.mark.django_db
+@pytest.mark.once
 def test_manage_py_check_reports_the_graph():
     DAG("checked").step("a", one, after="nowhere")
     with pytest.raises(SystemCheckError, match=r"(?s)E002.*checked.*'a'.*'nowhere'"):
