@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 
 from django.apps import AppConfig
 from django.conf import settings
@@ -40,4 +41,6 @@ def _uses_celery() -> bool:
     workers load Django after Celery.
     """
     named = getattr(settings, conf.NAME, None) or {}
-    return "celery" in sys.modules or bool(isinstance(named, dict) and named.get("CELERY_APP"))
+    if isinstance(named, dict) and named.get("CELERY_APP"):
+        return find_spec("celery") is not None  # a check says so where it is not
+    return "celery" in sys.modules

@@ -10,6 +10,7 @@ from django.apps import AppConfig, apps
 from django.conf import settings as django_settings
 from django.core.checks import CheckMessage, Error, Warning, register
 from django.db import connections, router
+from django.utils.module_loading import import_string
 
 from django_jobs import conf
 from django_jobs.definitions import registry
@@ -55,6 +56,8 @@ def check_runners(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> lis
     ]
     if settings.default_runner == "celery":
         places.append('DJANGO_JOBS["DEFAULT_RUNNER"]')
+    if settings.celery_app is not None:
+        places.append('DJANGO_JOBS["CELERY_APP"]')
     if not places or find_spec("celery") is not None:
         return []
     return [
@@ -107,7 +110,7 @@ def check_time_zones(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> 
 def check_transactional(
     app_configs: Sequence[AppConfig] | None, **kwargs: Any
 ) -> list[CheckMessage]:
-    """django_jobs.E008: transactional steps, and no table of the project beside their records."""
+    """django_jobs.E014: transactional steps, and no table of the project beside their records."""
     from django_jobs.store.session import engine_alias
 
     slugs = [one.slug for one in registry.every() if getattr(one, "transactional", False)]
@@ -122,9 +125,38 @@ def check_transactional(
             f"Tasks are transactional ({', '.join(sorted(slugs))}), but no model of the project is kept in the database "
             f"{alias!r}, where their records are written: the two could not commit together.",
             hint='Name the database of those models in DJANGO_JOBS["DATABASE"], or take transactional=True away.',
-            id="django_jobs.E008",
+            id="django_jobs.E014",
         )
     ]
+
+
+@register("django_jobs")
+def check_names(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    """django_jobs.E013: a setting that names what is not there."""
+    if conf.problems():
+        return []  # E001 says why
+    settings = conf.get()
+    found: list[CheckMessage] = []
+    if settings.database is not None and settings.database not in connections.settings:
+        found.append(
+            Error(
+                f'DJANGO_JOBS["DATABASE"] names {settings.database!r}, which is not in DATABASES.',
+                hint=f"Name one of {', '.join(map(repr, connections.settings))}, or leave the key out.",
+                id="django_jobs.E013",
+            )
+        )
+    if settings.tenant_context is not None:
+        try:
+            import_string(settings.tenant_context)
+        except ImportError as error:
+            found.append(
+                Error(
+                    f'DJANGO_JOBS["TENANT_CONTEXT"] names {settings.tenant_context!r}, which cannot be imported: {error}.',
+                    hint='Give the dotted path of a context manager, such as "shop.tenancy.entered".',
+                    id="django_jobs.E013",
+                )
+            )
+    return found
 
 
 @register("django_jobs")
@@ -138,6 +170,8 @@ def check_database_settings(
     if conf.problems():
         return []  # E001 says why
     alias = engine_alias()
+    if alias not in connections.settings:
+        return []  # E013 says why
     return [_said(fault) for fault in fitness.settings_faults(connections[alias], alias)]
 
 

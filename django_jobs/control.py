@@ -44,6 +44,7 @@ SIGNALS = {
 }
 HINTS = {
     Command.RETRY: "rerun() makes a new job of it.",
+    Command.RESUME: "retry() tries a failed one again, and rerun() makes a new job.",
     Command.RERUN: "Wait for its end, or cancel it first.",
     Command.RESCHEDULE: (
         "Only a job that waits and was never started has another time, queue or priority; the time of a paused "

@@ -73,4 +73,7 @@ def _refuse_in_transaction(job: Job) -> None:
 
 
 def _timed_out(job: Job, timeout: Any) -> WaitTimeout:
-    return WaitTimeout(f"Job {job.pk} of {job.slug!r} is {job.status} after waiting {timeout} s.")
+    return WaitTimeout(
+        f"Job {job.pk} of {job.slug!r} is {job.status} after waiting {timeout} s. job.explain() says why; "
+        "a job runs where a worker does: manage.py runjobs."
+    )

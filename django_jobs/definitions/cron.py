@@ -33,6 +33,7 @@ ALIASES = {
     "@hourly": "0 * * * *",
 }
 FIELDS = ("minute", "hour", "day of month", "month", "day of week", "second")
+LOWEST = (0, 0, 1, 1, 0, 0)
 HIGHEST = (59, 23, 31, 12, 6, 59)
 _ALLOWED = re.compile(r"[0-9a-z*?,\-/#]+")
 _NAMES = frozenset(
@@ -41,6 +42,10 @@ _NAMES = frozenset(
 _LAST_WEEKDAY = re.compile(r"(?<![0-9a-z#])([0-7])l\b")
 _OPEN_STEP = re.compile(r"(?<![-\d])(\d+)/(\d+)")
 _STEPPED_RANGE = re.compile(r"(?<!\d)(\d+)-(\d+)/")
+
+
+#: What croniter raises for what it cannot read.
+UNREAD = (ValueError, KeyError, IndexError, AttributeError)
 
 
 class Cron:
@@ -182,12 +187,30 @@ def _expand(
 ) -> tuple[list[list[object]], dict[int, set[object]]]:
     try:
         numbers, weeks = croniter.expand(" ".join(fields))
-    except (ValueError, KeyError, IndexError, AttributeError) as error:
-        reason = str(error).replace(" ".join(fields), expression)
+    except UNREAD as error:
+        wrong = next((number for number in range(6) if not _is_read(number, fields[number])), None)
+        if wrong is None:
+            reason = f"{str(error).replace(' '.join(fields), expression)}."
+        else:
+            highest = 7 if wrong == 4 else HIGHEST[wrong]  # Sunday is 0 and 7
+            reason = (
+                f"{FIELDS[wrong]} {fields[wrong]!r}. It goes from {LOWEST[wrong]} to {highest}."
+            )
         raise ConfigurationError(
             f"The cron expression {expression!r} is not understood: {reason}"
         ) from None
     return numbers, weeks
+
+
+def _is_read(number: int, text: str) -> bool:
+    """Whether one field alone is what croniter takes."""
+    fields = ["*"] * 6
+    fields[number] = text
+    try:
+        croniter.expand(" ".join(fields))
+    except UNREAD:
+        return False
+    return True
 
 
 def _numbers(found: list[object], every: range) -> list[int]:

@@ -9,17 +9,18 @@ from typing import Any
 from uuid import UUID
 
 from django.core.exceptions import FieldError, ValidationError
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 
 from django_jobs import lifecycle
 from django_jobs.control import Counts, preview, steer_many
 from django_jobs.lifecycle import Status
+from django_jobs.management.base import EngineCommand
 from django_jobs.models import Job
 from django_jobs.models.commands import JobQuerySet
 from django_jobs.store.session import engine_alias
 
 
-class SteeringCommand(BaseCommand):
+class SteeringCommand(EngineCommand):
     """Carries out one command on all jobs that fit every filter given."""
 
     command: lifecycle.Command

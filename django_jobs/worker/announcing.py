@@ -1,7 +1,11 @@
-"""Signals of the engine's own writes, built only where somebody listens."""
+"""What the outside is told of the engine's own writes: log lines of failures, and signals.
+
+Signals are built only where somebody listens.
+"""
 
 from __future__ import annotations
 
+import logging
 from uuid import UUID
 
 from django.dispatch import Signal
@@ -22,6 +26,14 @@ from django_jobs.outcomes import (
 )
 from django_jobs.store.claims import Claim
 
+logger = logging.getLogger("django_jobs.worker")
+
+#: How a failure is logged, with its error.
+FAILURES: dict[type, str] = {
+    Failed: "failed",
+    Compensated: "failed and was undone",
+    CompensationFailed: "could not be undone",
+}
 OUTCOME_SIGNALS: dict[type, Signal] = {
     Completed: signals.job_completed,
     Failed: signals.job_failed,
@@ -43,6 +55,21 @@ def started(alias: str, claim: Claim) -> None:
     """job_started, as the claim is committed and the handler about to run."""
     if signals.job_started.receivers and claim.kind != Kind.STEP:
         _send(alias, signals.job_started, claim.job_id)
+
+
+def log(claim: Claim, outcome: Outcome) -> None:
+    """One line where a job has failed; the traceback is stored with the job."""
+    error = getattr(outcome, "error", None)
+    if error is None or claim.kind == Kind.STEP:
+        return
+    kind = str(error.get("type") or "").rpartition(".")[2]
+    said = f"{kind}: {error.get('message')}" if kind else error.get("message")
+    if isinstance(outcome, TryAgain):
+        logger.info("Job %s of %s will be tried again: %s", claim.job_id, claim.slug, said)
+    elif type(outcome) in FAILURES:
+        logger.warning(
+            "Job %s of %s %s: %s", claim.job_id, claim.slug, FAILURES[type(outcome)], said
+        )
 
 
 def wanted(outcome: Outcome) -> bool:

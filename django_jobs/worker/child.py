@@ -417,6 +417,7 @@ class Child:
                 # It may have freed a permit, woken a parent, or be due again at once.
                 self.intake.look_soon()
                 self._dry = False
+                announcing.log(claim, outcome)
             follows = isinstance(prepared, Execution) and execution.has_callback(prepared, outcome)
             if follows or announcing.wanted(outcome):
                 self.hands.later(after, self.plan.alias, prepared, claim, outcome)

@@ -203,6 +203,7 @@ def _run_one(alias: str, job_id: UUID, fence: int, worker: UUID) -> int:
         logger.warning("The outcome of job %s could not be recorded: %s", job_id, error)
         return UNRECORDED
     if answer == "written":
+        announcing.log(claim, outcome)
         after(alias, prepared, claim, outcome)
     recorder.flush()
     return RECORDED_FAILED if isinstance(outcome, Failed) else RECORDED

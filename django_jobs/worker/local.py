@@ -17,6 +17,7 @@ from django.db.models import Q
 
 from django_jobs import clock, conf, ids, jsonvalues
 from django_jobs.definitions import registry
+from django_jobs.errors import InvalidInput
 from django_jobs.lifecycle import Gate, Kind, Status
 from django_jobs.outcomes import Lost, Outcome
 from django_jobs.store import claims as claiming
@@ -52,8 +53,10 @@ def run_jobs(
     """Run one batch: at most ``limit`` jobs that are due now, each once; report what came of them.
 
     What becomes due or unblocked meanwhile is left for the next call. Inside a transaction the
-    jobs run one after the other in the calling thread.
+    jobs run one after the other in the calling thread. InvalidInput for a limit that is no number.
     """
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
+        raise InvalidInput(f"limit is a whole number, 0 or more, not {limit!r}.")
     batch = Batch(database or engine_alias(), None if all_queues else [queue_name], where)
     batch.prepare()
     return batch.run(batch.claim(limit), sequential=sequential)

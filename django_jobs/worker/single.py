@@ -280,6 +280,7 @@ class Sitting:
             say_lost(self.claim)
             return Lost()
         if answer == "written":
+            announcing.log(self.claim, outcome)
             self._follow(prepared, outcome, self.seat.hand)
         return outcome
 
@@ -322,6 +323,7 @@ class Sitting:
         outcome = prepared.timed_out()
         claim.revoked = "timeout"
         if self._record(outcome) == "written":
+            announcing.log(claim, outcome)
             self._follow(prepared, outcome, self.seat.pool)
         logger.warning("Job %s outlived its time limit.", claim.job_id)
         own = prepared.isolation == "process"

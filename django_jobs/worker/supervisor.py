@@ -123,6 +123,8 @@ class Supervisor:
         self._stops = 0
         self._ends: float | None = None
         self._failed_jobs = False
+        #: How many executions the children that have ended had begun.
+        self.executions = 0
         self._restarts = 0
         self._next_touch = 0.0
 
@@ -314,6 +316,7 @@ class Supervisor:
     # --- what the dead have left --------------------------------------------------------------
 
     def _ended(self, child: Running, code: int) -> None:
+        self.executions += child.charges.entered
         if code in (DONE, FAILED_JOBS, REPLACED, REPLACED_FAILED) or child.killed:
             self._failed_jobs |= code in (FAILED_JOBS, REPLACED_FAILED)
             self._take_back(Estate(child, "the worker process has ended", charged=False))

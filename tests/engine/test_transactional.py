@@ -309,11 +309,11 @@ def test_w4_transactional_tasks_without_a_model_beside_their_records_are_a_check
     """W4: where all of the project's tables are kept in another database."""
 
     def found() -> list[str | None]:
-        return [one.id for one in run_checks() if str(one.id).startswith("django_jobs.E008")]
+        return [one.id for one in run_checks() if str(one.id).startswith("django_jobs.E014")]
 
     @task("test.never", transactional=True)
     def never() -> None: ...
 
     assert found() == []
     settings.DJANGO_JOBS = {"DATABASE": elsewhere}
-    assert found() == ["django_jobs.E008"]
+    assert found() == ["django_jobs.E014"]

@@ -298,9 +298,13 @@ def test_the_command_says_what_is_wrong() -> None:
         (["--name", "own", "--backfill", "x", "y"], "no date and time"),
         (["--name", "own", "--backfill", "2026-03-02", "2027-03-02"], "in the future"),
         (["--next", "-1"], "--next"),
+        (["--name", "none", "--pause"], "No schedule fits"),
+        # It was to make no job.
+        (["--name", "own", "--run-now", "--dry-run"], "--dry-run is for --backfill"),
     ):
         with pytest.raises(CommandError, match=text):
             command(*arguments)
+    assert not Job.objects.exists()
 
 
 def test_deleting_a_schedule_keeps_its_jobs() -> None:

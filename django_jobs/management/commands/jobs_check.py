@@ -6,13 +6,14 @@ import json
 import sys
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandParser
+from django.core.management.base import CommandParser
 
+from django_jobs.management.base import EngineCommand
 from django_jobs.observe import health
 from django_jobs.store.session import Session
 
 
-class Command(BaseCommand):
+class Command(EngineCommand):
     help = "Verify the jobs of a live database: one line a finding, exit code 1 if there is any."
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -29,5 +30,7 @@ class Command(BaseCommand):
             for finding in health.findings(Session(options["database"])):
                 found += 1
                 self.stdout.write(str(finding))
+            if not found:
+                self.note("Nothing is wrong.")
         if found:
             sys.exit(1)

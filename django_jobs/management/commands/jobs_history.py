@@ -6,14 +6,15 @@ import json
 from typing import Any
 from uuid import UUID
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 
+from django_jobs.management.base import EngineCommand
 from django_jobs.models import Job
 from django_jobs.observe import history
 from django_jobs.store.session import engine_alias
 
 
-class Command(BaseCommand):
+class Command(EngineCommand):
     help = "Print the history of a job, or of all jobs, as JSON lines ordered by job and number."
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -27,10 +28,14 @@ class Command(BaseCommand):
         if len(given) > 1:
             raise CommandError("Give one job: JOB or --job ID.")
         pages = [[self._job(given[0], alias)]] if given else history.pages(alias)
+        printed = False
         for page in pages:
             for rows in history.read(page, alias):
                 for entry in history.derive(rows):
                     self.stdout.write(json.dumps(entry.as_dict(), ensure_ascii=False))
+                    printed = True
+        if not printed:
+            self.note("There are no jobs.")
 
     def _job(self, text: str, alias: str) -> Job:
         try:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 
 from django_jobs.errors import ConfigurationError
+from django_jobs.management.base import EngineCommand
 
 
-class Command(BaseCommand):
+class Command(EngineCommand):
     help = "Make a schedule of every enabled row of django-celery-beat; says what cannot be imported, and why."
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -21,6 +23,11 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, dry_run: bool, disable: bool, **options: Any) -> None:
+        if find_spec("celery") is None:
+            raise CommandError(
+                "The rows of django-celery-beat name tasks of Celery, which is not installed. "
+                "Install the extra: pip install 'django-jobs-workflows[celery]'."
+            )
         imported = left = 0
         try:
             from django_jobs.celery.importing import import_beat
@@ -36,7 +43,7 @@ class Command(BaseCommand):
                 self.stdout.write(
                     f"imported  {one.schedule}  {one.schedule.expression}  {zone}{notes}"
                 )
-        except (ConfigurationError, ModuleNotFoundError) as error:
+        except ConfigurationError as error:
             raise CommandError(str(error)) from error
         verb = "would be imported" if dry_run else "imported"
         self.stdout.write(f"{imported} {verb}, {left} not.")

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from typing import Any
 from uuid import UUID
 
-from django.core.management.base import BaseCommand, CommandParser
+from django.core.management.base import CommandParser
 
 from django_jobs.lifecycle import FINAL, Kind
+from django_jobs.management.base import EngineCommand
 from django_jobs.models import Job
 from django_jobs.store.session import engine_alias
 from django_jobs.workflows.rehearsal import Rehearsed, rehearse
@@ -18,7 +19,7 @@ from django_jobs.workflows.rehearsal import Rehearsed, rehearse
 PAGE = 500
 
 
-class Command(BaseCommand):
+class Command(EngineCommand):
     help = (
         "Replay every live run of a code workflow against the code of this release, without running any "
         "step, and print those that it does not fit. Exits with 1 if there is one: a gate for deploys."

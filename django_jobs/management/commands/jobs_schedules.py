@@ -6,15 +6,16 @@ import json
 from datetime import datetime
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 
 from django_jobs.errors import JobsError
+from django_jobs.management.base import EngineCommand
 from django_jobs.models import Schedule
 from django_jobs.scheduling.orders import LIMIT, synchronise
 from django_jobs.store.session import engine_alias
 
 
-class Command(BaseCommand):
+class Command(EngineCommand):
     help = "List schedules with their next slots; or run, pause, resume or backfill one of them."
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -43,6 +44,9 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         if not 0 <= options["next"] <= 1000:
             raise CommandError("--next must be from 0 to 1000.")
+        if options["dry_run"] and not options["backfill"]:
+            # What was meant as a trial must not make a job.
+            raise CommandError("--dry-run is for --backfill only.")
         alias = options["database"] or engine_alias()
         synchronise(alias)
         found = Schedule.objects.using(alias).order_by("slug", "name")
@@ -61,6 +65,8 @@ class Command(BaseCommand):
         if order is None:
             for schedule in found:
                 self.stdout.write(line(schedule, options))
+            if not found:
+                self.note(self._none(options))
             return
         schedule = _one(found, order)
         if order == "run_now":
@@ -70,6 +76,14 @@ class Command(BaseCommand):
         else:
             getattr(schedule, order)()
             self.stdout.write(line(schedule, options))
+
+    def _none(self, options: dict[str, Any]) -> str:
+        given = " and ".join(
+            f"--{name} {options[name]}" for name in ("slug", "name") if options[name] is not None
+        )
+        if given:
+            return f"No schedule fits {given}."
+        return "There are no schedules. Give a task one: @task(schedules=[Schedule(…)])."
 
     def _backfill(self, schedule: Schedule, options: dict[str, Any]) -> None:
         start, end = (_moment(text, schedule) for text in options["backfill"])
@@ -106,8 +120,12 @@ def line(schedule: Schedule, options: dict[str, Any]) -> str:
 
 
 def _one(found: list[Schedule], order: str) -> Schedule:
-    if len(found) != 1:
-        listed = ", ".join(str(one) for one in found[:5]) or "none"
+    if not found:
+        raise CommandError(
+            f"No schedule fits for --{order.replace('_', '-')}. `manage.py jobs_schedules` lists them all."
+        )
+    if len(found) > 1:
+        listed = ", ".join(str(one) for one in found[:5])
         raise CommandError(
             f"--{order.replace('_', '-')} is for one schedule, and the filters fit {len(found)}: {listed}. "
             "Name it by --slug and --name."

@@ -5,16 +5,17 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandParser
+from django.core.management.base import CommandParser
 from django.db.models import Count
 
 from django_jobs.definitions import registry
 from django_jobs.lifecycle import FINAL, Kind
+from django_jobs.management.base import EngineCommand
 from django_jobs.models import Job
 from django_jobs.store.session import engine_alias
 
 
-class Command(BaseCommand):
+class Command(EngineCommand):
     help = "Print slug, version ('-' for none) and number of live runs, a line for each pair."
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -44,5 +45,8 @@ class Command(BaseCommand):
         ]
         for slug, version, count in sorted(rows):
             self.stdout.write(f"{slug} {version} {count}")
+        if not rows:
+            what = "jobs" if options["tasks"] else "runs"
+            self.note(f"No live {what}{' without code here' if options['missing'] else ''}.")
         if options["missing"] and rows:
             sys.exit(1)

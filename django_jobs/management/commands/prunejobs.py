@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 
+from django_jobs.management.base import EngineCommand
 from django_jobs.store import retention
 from django_jobs.store.session import Session
 
@@ -28,7 +29,7 @@ NOUNS = {
 }
 
 
-class Command(BaseCommand):
+class Command(EngineCommand):
     help = "Delete finished jobs past KEEP_COMPLETED and KEEP_FAILED, with all their rows."
 
     def add_arguments(self, parser: CommandParser) -> None:

@@ -7,10 +7,10 @@ import subprocess
 import sys
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 from django.utils import autoreload
 
-from django_jobs import conf
+from django_jobs.management.base import EngineCommand
 from django_jobs.observe.logs import write_json
 from django_jobs.store.session import engine_alias
 from django_jobs.worker.intake import Plan
@@ -26,7 +26,8 @@ def run_beside() -> None:
     worker.wait()
 
 
-class Command(BaseCommand):
+class Command(EngineCommand):
+    waits_for_database = True
     help = "Run jobs: until SIGTERM, or with --once until nothing is due."
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -77,11 +78,11 @@ class Command(BaseCommand):
         add("--reload", action="store_true", help="Development: start anew when code changes.")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        for problem in conf.problems():
-            raise CommandError(f"{problem.message} {problem.hint}")
-        for name in ("processes", "threads", "limit", "max_jobs"):
+        for name in ("processes", "threads", "limit", "max_jobs", "max_memory"):
             if options[name] is not None and options[name] < 1:
                 raise CommandError(f"--{name.replace('_', '-')} must be 1 or more.")
+        if options["idle_timeout"] is not None and not options["idle_timeout"] > 0:
+            raise CommandError("--idle-timeout must be more than 0 seconds.")
         if options["json_logs"]:
             write_json()
         if options["reload"]:
@@ -101,6 +102,36 @@ class Command(BaseCommand):
             schedules=not options["no_schedules"],
             health_file=options["health_file"],
         )
-        failed = Supervisor(plan, processes=options["processes"]).run()
+        supervisor = Supervisor(plan, processes=options["processes"])
+        speaks = options["verbosity"] > 0 and not options["json_logs"]
+        if speaks and not plan.once:
+            self._say(_begins(plan, options["processes"]))
+        failed = supervisor.run()
+        if speaks:
+            self._say(_ended(supervisor.executions, failed))
         if failed and options["exit_code"]:
             sys.exit(1)
+
+    def _say(self, text: str) -> None:
+        self.stdout.write(text)
+        # What is left in the buffer would be written by each child as well.
+        self.stdout.flush()
+
+
+def _begins(plan: Plan, processes: int) -> str:
+    """Who serves what, for the person who has just started it."""
+    queues = "all queues" if plan.queues is None else f"the queues {', '.join(plan.queues)}"
+    if plan.excluded:
+        queues += f" but {', '.join(plan.excluded)}"
+    each = "" if processes == 1 else "each "
+    return (
+        f"Serving {queues} of the database {plan.alias!r}: {processes} process{'' if processes == 1 else 'es'}, "
+        f"{each}{plan.threads} threads. Ctrl-C or SIGTERM ends it."
+    )
+
+
+def _ended(executions: int, failed: bool) -> str:
+    if not executions:
+        return "Nothing was run."
+    shown = "1 job was run" if executions == 1 else f"{executions} jobs were run"
+    return f"{shown}; at least one ended failed." if failed else f"{shown}."
