@@ -112,7 +112,7 @@ def test_a_count_is_the_number_of_slots_and_the_newest_are_the_last() -> None:
         ({"expression": "0 0 31 4,6,9,11 *"}, "never matches"),
         ({"expression": "* * * *"}, "has 4 fields"),
         ({"expression": "* * * * * * 2030"}, "has 7 fields"),
-        ({"expression": "60 * * * *"}, "out of range"),
+        ({"expression": "60 * * * *"}, "It goes from 0 to"),
         ({"expression": "H * * * *"}, "minute 'h'"),
         ({"expression": "R * * * *"}, "minute 'r'"),
         ({"expression": "0 0 1w * *"}, "day of month '1w'"),
