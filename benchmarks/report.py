@@ -213,11 +213,7 @@ def page(sections: Sequence[Section]) -> str:
     return "\n\n".join(parts).rstrip() + "\n"
 
 
-_INTRODUCTION = """---
-orphan: true
----
-
-# Benchmarks
+_INTRODUCTION = """# Benchmarks
 
 This page is made by `python -m benchmarks`. Each run starts its own PostgreSQL with `fsync`,
 `synchronous_commit` and `full_page_writes` on, installs each peer by name into an environment of its

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any
 from uuid import UUID
 
 from django_jobs import ids
 from django_jobs.store import outbox
+from django_jobs.store.dialects.postgresql import array_of, text_array_of
 from django_jobs.store.session import Session
 
 
@@ -89,7 +91,11 @@ RARE = {
     "rate_hash": "rate_hash", "idempotency_key": "idempotency_key", "parent": "parent_id", "rerun_of": "rerun_of_id",
     "schedule": "schedule_id", "slot": "slot", "step_key": "step_key", "turn": "turn", "share": "share",
 }  # fmt: skip
-
+TIMES = "run_after delay expires expires_at gate".split()
+#: What a plain job has besides ALWAYS, and how it shows that it has nothing more.
+_PLAIN = ("input",)
+_OPTIONAL = attrgetter(*(name for name in JSON_COLUMNS if name not in _PLAIN), *RARE, *TIMES)
+_UNSET = _OPTIONAL(NewJob(UUID(int=0), "", "", None, "", 0, 0, 0, input=""))
 
 RETURNED = "created_at, due_at, run_after, gate"
 
@@ -125,11 +131,11 @@ def insert_many(
     for name in queues:
         ensure_queue(session, name)
     for columns, group in _by_shape(jobs).items():
-        values = [_values(job, columns) for job in group]
         if session.vendor == "postgresql":
-            listed = {name: [one[name] for one in values] for name in (*ALWAYS, *columns)}
-            session.run(_insert_listed_sql(columns), **listed)
+            shared, listed = _split(group, columns)
+            session.run(_insert_listed_sql(columns, tuple(listed)), **shared, **listed)
         else:
+            values = [_values(job, columns) for job in group]
             session.dialect.insert_many(session, _insert_sql(columns), values)
     if promise is not None:
         made = [job.id for job in jobs]
@@ -142,6 +148,7 @@ def insert_many(
     )
 
 
+@lru_cache(maxsize=1024)
 def lane(runner: str, queue_name: str, slug: str, version: str | None, *, limited: bool) -> int:
     """The number of the lane in which such jobs queue; ``limited`` ones need a permit or have a rate."""
     named = "-" if version is None else f"v{version}"
@@ -174,13 +181,47 @@ def _by_shape(jobs: Sequence[NewJob]) -> dict[tuple[str, ...], list[NewJob]]:
 
 
 def _columns(job: NewJob) -> tuple[str, ...]:
+    if _OPTIONAL(job) == _UNSET and not any(job.tenants):
+        return _PLAIN
     columns = [name for name in JSON_COLUMNS if getattr(job, name) is not None]
     columns += [name for name in RARE if getattr(job, name)]
     columns += [f"tenant_{n}" for n, value in enumerate(job.tenants, 1) if value is not None]
-    for name in ("run_after", "delay", "expires", "expires_at", "gate"):
+    for name in TIMES:
         if getattr(job, name) is not None:
             columns.append(name)
     return tuple(columns)
+
+
+def _split(
+    jobs: Sequence[NewJob], columns: tuple[str, ...]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The values that all ``jobs`` have in common, and arrays of the others. PostgreSQL.
+
+    Calls of one task differ in their id and input; nothing else has to be sent for each.
+    """
+    shared: dict[str, Any] = {}
+    listed: dict[str, str] = {}
+    for name in (*ALWAYS, *columns):
+        if name.startswith("tenant_"):
+            place = int(name[-1]) - 1
+            values = [job.tenants[place] for job in jobs]
+        else:
+            values = [getattr(job, name) for job in jobs]
+        if name != "id" and values.count(values[0]) == len(values):
+            shared[name] = values[0]
+        else:
+            listed[name] = _array(values, TYPES.get(name, "text"))
+    return shared, listed
+
+
+def _array(values: list[Any], kind: str) -> str:
+    if kind == "text":
+        return text_array_of(values)
+    if kind == "uuid":
+        return array_of([None if one is None else one.hex for one in values])
+    if kind == "timestamptz":
+        return text_array_of([None if one is None else one.isoformat() for one in values])
+    return array_of(values)
 
 
 def _values(job: NewJob, columns: tuple[str, ...]) -> dict[str, Any]:
@@ -210,22 +251,22 @@ _VALUE = re.compile(r"%\((\w+)\)s|\{(json|after|moment)\((\w+)\)\}")
 
 
 @lru_cache(maxsize=256)
-def _insert_listed_sql(columns: tuple[str, ...]) -> str:
-    """The same for many rows, each value a column of arrays. PostgreSQL."""
+def _insert_listed_sql(columns: tuple[str, ...], listed: tuple[str, ...]) -> str:
+    """The same for many rows, of which the ``listed`` values come as arrays. PostgreSQL."""
 
     def of_row(match: re.Match[str]) -> str:
         name = match[1] or match[3]
+        value = f"v.{name}" if name in listed else f"%({name})s::{TYPES.get(name, 'text')}"
         if match[2] == "json":
-            return f"v.{name}::jsonb"
-        return f"({{now}} + v.{name} * interval '1 second')" if match[2] == "after" else f"v.{name}"
+            return f"{value}::jsonb"
+        return f"({{now}} + {value} * interval '1 second')" if match[2] == "after" else value
 
     parts = _parts(columns)
-    names = [*ALWAYS, *columns]
-    arrays = ", ".join(f"%({name})s::{TYPES.get(name, 'text')}[]" for name in names)
+    arrays = ", ".join(f"%({name})s::{TYPES.get(name, 'text')}[]" for name in listed)
     return (
         f"INSERT INTO {{job}} ({', '.join(name for name, _ in parts)}) "
         f"SELECT {', '.join(_VALUE.sub(of_row, value) for _, value in parts)} "
-        f"FROM unnest({arrays}) AS v({', '.join(names)})"
+        f"FROM unnest({arrays}) AS v({', '.join(listed)})"
     )
 
 
