@@ -11,6 +11,7 @@ from typing import Any
 
 from django.utils import timezone
 
+from django_jobs import clock
 from django_jobs.admin import formatting
 from django_jobs.observe.stats import Part
 
@@ -132,7 +133,7 @@ def _label(part: Part) -> str:
 
 def _moment(value: Any) -> str:
     local = timezone.localtime(value) if timezone.is_aware(value) else value
-    return f"{local:%m-%d %H:%M}" if (timezone.now() - value).days else f"{local:%H:%M}"
+    return f"{local:%m-%d %H:%M}" if (clock.now() - value).days else f"{local:%H:%M}"
 
 
 def _number(value: float) -> str:

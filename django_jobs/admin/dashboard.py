@@ -14,6 +14,7 @@ from django.db.models import Model
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
 
 from django_jobs import clock
 from django_jobs.admin import charts, detail, formatting
@@ -118,12 +119,20 @@ def _alerts(
         link = jobs_link(model_admin, queue=queue.name, status=Status.PENDING)
         if queue.paused and queue.ready:
             yield Alert(
-                _("The queue %(name)s is paused; %(count)s jobs wait in it.")
+                ngettext(
+                    "The queue %(name)s is paused; %(count)s job waits in it.",
+                    "The queue %(name)s is paused; %(count)s jobs wait in it.",
+                    queue.ready,
+                )
                 % {"name": queue.name, "count": more_than(queue.ready, queue.more)}, link,
             )  # fmt: skip
         elif queue.ready > queue.blocked and not queue.workers:
             yield Alert(
-                _("%(count)s jobs wait in the queue %(name)s, and no live worker serves it.")
+                ngettext(
+                    "%(count)s job waits in the queue %(name)s, and no live worker serves it.",
+                    "%(count)s jobs wait in the queue %(name)s, and no live worker serves it.",
+                    queue.ready,
+                )
                 % {"name": queue.name, "count": more_than(queue.ready, queue.more)}, link,
             )  # fmt: skip
     if failed >= FAILURE_LEAST and failed >= FAILURE_SHARE * finished:

@@ -28,6 +28,7 @@ SIZES = {"wide": (1280, 900), "narrow": (390, 844)}
 #: What sticks out of the window, apart from what scrolls within a box of its own.
 STICKS_OUT = """() => {
     const wide = document.documentElement.clientWidth;
+    const out = (box) => box.width && (box.right > wide + 1 || box.left < -1);
     const boxed = (node) => {
         for (let up = node.parentElement; up; up = up.parentElement) {
             if (["auto", "scroll", "hidden"].includes(getComputedStyle(up).overflowX)) return true;
@@ -35,7 +36,7 @@ STICKS_OUT = """() => {
         return false;
     };
     return [...document.querySelectorAll("#main *")]
-        .filter((n) => n.getBoundingClientRect().width && n.getBoundingClientRect().right > wide + 1 && !boxed(n))
+        .filter((n) => out(n.getBoundingClientRect()) && !boxed(n))
         .map((n) => n.tagName + "." + n.className);
 }"""
 #: Texts that do not fit into their own box although nothing lets them scroll.
@@ -47,6 +48,24 @@ CUT = """() => [...document.querySelectorAll(
 #: A list that has to be scrolled sideways within its box.
 SCROLLED = """() => [...document.querySelectorAll(".results")]
     .filter((n) => n.scrollWidth > n.clientWidth + 1).map((n) => n.scrollWidth)"""
+#: Controls and short texts that lie over each other.
+OVERLAPS = """() => {
+    const seen = [...document.querySelectorAll(
+        "#content :is(h1, h2, a, button, input:not([type=hidden]), select, textarea, label, dt, dd, summary, time, .dj-badge)"
+    )].filter((n) => n.checkVisibility({ visibilityProperty: true }) && !n.closest(".visually-hidden"));
+    const boxes = seen.map((n) => [n, n.getBoundingClientRect()]).filter(([, b]) => b.width > 1 && b.height > 1);
+    const found = [];
+    boxes.forEach(([one, a], index) => {
+        for (const [other, b] of boxes.slice(index + 1)) {
+            if (one.contains(other) || other.contains(one)) continue;
+            const wide = Math.min(a.right, b.right) - Math.max(a.left, b.left);
+            const high = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
+            if (wide > 2 && high > 2) found.push(`${one.tagName} ${one.textContent.trim().slice(0, 30)} / `
+                + `${other.tagName} ${other.textContent.trim().slice(0, 30)}`);
+        }
+    });
+    return found.slice(0, 5);
+}"""
 #: Contrast of the text of each badge with its ground (WCAG 2).
 FAINT = """() => {
     const parts = (text) => text.match(/[\\d.]+/g).slice(0, 3).map(Number);
@@ -141,13 +160,29 @@ def faults(page: Any, size: str) -> dict[str, Any]:
         "sideways": wide if wide > SIZES[size][0] else 0,
         "sticks out": page.evaluate(STICKS_OUT) if size == "narrow" else [],
         "cut": page.evaluate(CUT),
+        "overlaps": page.evaluate(OVERLAPS),
         "faint": page.evaluate(FAINT),
         "scrolled": page.evaluate(SCROLLED),
     }
     return {what: value for what, value in found.items() if value}
 
 
-def look_at(page: Any, name: str, *, full: bool = True) -> dict[str, Any]:
+def barriers(page: Any) -> list[str]:
+    """What axe-core finds serious in our part of the page, by the rules of WCAG 2 up to AA."""
+    try:
+        from axe_playwright_python.sync_playwright import Axe
+    except ImportError:
+        _absent("axe-playwright-python is not installed")
+    rules = {"resultTypes": ["violations"], "runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}
+    found = Axe().run(page, context="#content", options=rules).response["violations"]
+    return [
+        f"{one['id']} ({one['impact']}): {one['nodes'][0]['html'][:200]} {one['nodes'][0].get('failureSummary', '')[:200]}"
+        for one in found
+        if one["impact"] in ("serious", "critical")
+    ]
+
+
+def look_at(page: Any, name: str, *, full: bool = True, axe: bool = False) -> dict[str, Any]:
     """The faults of a page, wide and narrow, light and dark; leaves pictures where asked to."""
     folder = os.environ.get("TEST_PICTURES")
     wrong = {}
@@ -155,9 +190,16 @@ def look_at(page: Any, name: str, *, full: bool = True) -> dict[str, Any]:
         page.set_viewport_size(dict(zip(("width", "height"), SIZES[size], strict=True)))
         page.emulate_media(color_scheme=scheme)
         if folder:
-            page.screenshot(path=Path(folder) / f"{name}-{size}-{scheme}.png", full_page=full)
+            page.screenshot(
+                path=Path(folder) / f"{name}-{size}-{scheme}.png",
+                full_page=full,
+                animations="disabled",
+            )
         if found := faults(page, size):
             wrong[f"{name} {size} {scheme}"] = found
+        # What is narrow has the same colours and names.
+        if axe and size == "wide" and (hard := barriers(page)):
+            wrong[f"{name} {scheme} barriers"] = hard
     page.set_viewport_size(dict(zip(("width", "height"), SIZES["wide"], strict=True)))
     page.emulate_media(color_scheme="light")
     return wrong

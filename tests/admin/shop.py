@@ -135,6 +135,39 @@ def make_run(slug: str = "order.process", text: str = "", error: Any = ERROR, **
     return Run(job, steps, worker)
 
 
+def make_graph(slug: str = "order.ship") -> Job:
+    """A run of a graph that came as data, half done."""
+    names = [
+        ("validate", []),
+        ("charge", ["validate"]),
+        ("reserve", ["validate"]),
+        ("ship", ["charge", "reserve"]),
+    ]
+    steps = [
+        {
+            "id": name,
+            "url": f"https://shop.example.org/{name}",
+            "dependsOn": after,
+            "parallel": True,
+        }
+        for name, after in names
+    ]
+    job = make_job(
+        slug, Status.RUNNING, kind=Kind.DAG, spec={"id": slug, "steps": steps}, progress=0.5
+    )
+    now = clock.now()
+    for number, (name, status) in enumerate(
+        (("validate", "completed"), ("charge", "completed"), ("reserve", "running"))
+    ):
+        begun = now - timedelta(seconds=60 - 20 * number)
+        TaskStatus.objects.create(
+            job=job, step_key=ids.digest(slug, name), step_id=name, slug="http", kind=StepKind.HTTP, status=status,
+            input={"order_id": 4711}, output={"ok": True} if status == "completed" else None, total_tried=1,
+            started_at=begun, finished_at=begun + timedelta(seconds=15) if status == "completed" else None,
+        )  # fmt: skip
+    return job
+
+
 def make_catalogue(text: str = "") -> None:
     now = clock.now()
     for slug, kind in (
@@ -167,3 +200,40 @@ def make_everything() -> Run:
     make_job("order.process", Status.COMPLETED, kind=Kind.WORKFLOW, rerun_of=run.job, attempts=1)
     Job.units.filter(pk=child.pk).update(worker=run.worker.pk)
     return run
+
+
+def make_busy_hour(seed: int = 7) -> Run:
+    """A shop at work: an hour of jobs with a bad quarter of one, some that wait, and a run to look at."""
+    from random import Random
+
+    chance = Random(seed)
+    make_catalogue()
+    now = clock.now()
+    for queue in ("default", "mail"):
+        Queue.objects.filter(name=queue).update(limit=None)
+    make_worker(hostname="web-2", pid=4711, jobs_in_hand=2)
+    for number in range(420):
+        ended = now - timedelta(seconds=60 * 60 * (1 - number / 420) + 1)
+        took = timedelta(seconds=chance.lognormvariate(0.2, 0.7))
+        waited = timedelta(seconds=chance.lognormvariate(-1.5, 0.8))
+        slug, queue = chance.choice(
+            [("charge_card", "default"), ("mail.welcome", "mail"), ("report.build", "default")]
+        )
+        bad = 180 < number < 240 and slug == "charge_card"
+        make_job(
+            slug, Status.FAILED if bad else Status.COMPLETED, queue_name=queue, attempts=3 if bad else 1,
+            error=ERROR if bad else None, created_at=ended - took - waited, due_at=ended - took - waited,
+            started_at=ended - took, finished_at=ended,
+        )  # fmt: skip
+    for number in range(9):
+        make_job("report.build", queue_name="slow", created_at=now - timedelta(minutes=number))
+    make_job("charge_card", Status.RUNNING, progress=0.4, started_at=now - timedelta(seconds=8))
+    make_job(
+        "mail.welcome",
+        Status.SLEEPING,
+        queue_name="mail",
+        run_after=now + timedelta(minutes=5),
+        attempts=1,
+    )
+    make_schedule("nightly", expression="0 3 * * *")
+    return make_run()

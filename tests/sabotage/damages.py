@@ -353,6 +353,34 @@ DAMAGES = [
         ],
     ),
     Damage(
+        "admin-switches-for-every-viewer",
+        "X2",
+        [
+            Edit(
+                "django_jobs/admin/acting.py",
+                "self.has_view_permission(request, row) and allowed(request, row)",
+                "self.has_view_permission(request, row) and callable(allowed)",
+            )
+        ],
+        [
+            "tests/admin/test_permissions.py::test_what_one_lacks_the_permission_for_is_refused",
+        ],
+    ),
+    Damage(
+        "text-of-a-job-as-markup",
+        "X3",
+        [
+            Edit(
+                "django_jobs/templates/admin/django_jobs/includes/problem.html",
+                "<summary>{{ problem.line }}</summary>",
+                "<summary>{{ problem.line|safe }}</summary>",
+            )
+        ],
+        [
+            "tests/admin/test_sites.py::test_no_page_lets_a_text_become_code",
+        ],
+    ),
+    Damage(
         "job-of-a-slot-despite-its-tick",
         "P7",
         [
