@@ -42,13 +42,16 @@ READS = {"changelist": ("", ""), "history": ("", ""), "step": ("", None), "chang
 JOB_COMMANDS = {
     "pause": (None, "pause_job"), "resume": (None, "pause_job"), "run_now": (None, "run_job"),
     "retry": (None, "retry_job"), "rerun": (None, "retry_job"), "cancel": (None, "cancel_job"),
-    "send_event": (None, "send_event_job"),
+    "send_event": (None, "send_event_job"), "reschedule": (None, "reschedule_job"),
+    "compensate": (None, "cancel_job"),
 }  # fmt: skip
+#: Who edits an input sees it, and enqueues what they like.
+EDITED = "retry_job enqueue_job view_payload_job"
 SWITCHES = {"pause": (None, "pause_job"), "resume": (None, "pause_job")}
 NEEDS: dict[str, dict[str, tuple[str | None, str | None]]] = {
     "overview": {"changelist": ("", None), "history": (NOBODY, NOBODY), "change": (NOBODY, NOBODY)},
-    "job": {**READS, **JOB_COMMANDS},
-    "workflowrun": {**READS, **JOB_COMMANDS},
+    "job": {**READS, **JOB_COMMANDS, "rerun_edited": (EDITED, EDITED)},
+    "workflowrun": {**READS, **JOB_COMMANDS, "rerun_edited": (EDITED, EDITED)},
     "task": {**READS, **SWITCHES, "run": ("enqueue_job", "enqueue_job")},
     "queue": {**READS, **SWITCHES, "change": ("", "change_queue")},
     "worker": {**READS, "drain": (None, "change_worker"), "undrain": (None, "change_worker")},
@@ -60,7 +63,7 @@ NEEDS: dict[str, dict[str, tuple[str | None, str | None]]] = {
 #: Permissions that actions of lists are given by.
 RIGHTS = {
     "pause": "pause_job", "run": "run_job", "retry": "retry_job", "cancel": "cancel_job",
-    "change": "change_schedule", "drain": "change_worker",
+    "reschedule": "reschedule_job", "change": "change_schedule", "drain": "change_worker",
 }  # fmt: skip
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 FORM = {
@@ -99,7 +102,11 @@ def addresses(rows: dict[str, Any]) -> dict[tuple[str, str], str]:
     found = {}
     for name in names():
         model, _, view = name.partition("_")
-        args = [] if view in ("changelist", "add") or view.endswith("_all") else [rows[model].pk]
+        args = (
+            []
+            if view in ("changelist", "add") or view.startswith("matching_")
+            else [rows[model].pk]
+        )
         if view == "step":
             args.append(rows["step"].pk)
         found[model, view] = reverse(f"admin:django_jobs_{name}", args=args)
@@ -153,12 +160,26 @@ def state() -> list[Any]:
 
 def needs(model: str, view: str, method: str) -> set[str] | None:
     """The permissions that a request needs; None where nobody has them all."""
+    # All that match is asked for by the same right as each of them.
+    view = view.removeprefix("matching_")
     if view == "delete" or (view == "add" and view not in NEEDS[model]):
         return None
     assert view in NEEDS[model], f"The page {model}_{view} is not in NEEDS: who may open it?"
     get, post = NEEDS[model][view]
-    right = post if method not in ("GET", "HEAD") else get
-    return None if right in (None, NOBODY) else {VIEW[model], *filter(None, [right])}
+    # Django takes what is no POST for a look at the page.
+    right = post if method == "POST" else get
+    if right is None or right == NOBODY:
+        return None
+    return {right} if view == "add" else {VIEW[model], *(right or "").split()}
+
+
+def lacking(wanted: set[str] | None) -> list[set[str]]:
+    """All permissions but one of those needed; where nobody may, all of them."""
+    whole = every()
+    if wanted is None:
+        return [whole]
+    # As everywhere in the admin, who may change may look.
+    return [whole - {one, one.replace("view_", "change_")} for one in sorted(wanted)]
 
 
 def test_no_page_of_the_site_is_forgotten(addresses: dict[tuple[str, str], str]) -> None:
@@ -175,10 +196,8 @@ def test_what_one_lacks_the_permission_for_is_refused(
     before = state()
     for (model, view), url in addresses.items():
         for method in METHODS:
-            wanted = needs(model, view, method)
-            # One of those needed is missing; where nobody may, everybody is refused.
-            for lacking in [whole - {one} for one in wanted] if wanted is not None else [whole]:
-                answer = user(lacking).generic(method, url)
+            for codes in lacking(needs(model, view, method)):
+                answer = user(codes).generic(method, url)
                 assert answer.status_code in (403, 405), (model, view, method, answer.status_code)
             assert user([]).generic(method, url).status_code in (403, 405), (model, view, method)
             if method in ("GET", "POST"):
@@ -190,9 +209,8 @@ def test_what_one_lacks_the_permission_for_is_refused(
                     assert answer["Location"].startswith("/admin/login/"), (model, view)
     # With a body that would do it, were it allowed.
     for (model, view), url in addresses.items():
-        wanted = needs(model, view, "POST")
-        for lacking in [whole - {one} for one in wanted] if wanted is not None else [whole]:
-            assert user(lacking).post(url, FORM).status_code in (403, 405), (model, view)
+        for codes in lacking(needs(model, view, "POST")):
+            assert user(codes).post(url, FORM).status_code in (403, 405), (model, view)
     assert state() == before
 
 
@@ -287,7 +305,8 @@ def test_permissions_are_asked_of_each_object(settings: Any) -> None:
     guarded = shop.make_job("order", kind=Kind.WORKFLOW, queue_name="guarded")
     base = reverse("operations:django_jobs_job_changelist")
     before = state()
-    for view in ("change", "step", *JOB_COMMANDS):
+    known = set(names())
+    for view in ("change", "step", *(one for one in JOB_COMMANDS if f"job_{one}" in known)):
         tail = "step/1" if view == "step" else view
         assert client.get(f"{base}{hidden.pk}/{tail}/").status_code in (404, 405, 403), view
         assert client.post(f"{base}{hidden.pk}/{tail}/", FORM).status_code in (404, 403), view
