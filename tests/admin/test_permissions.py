@@ -292,7 +292,7 @@ def _guarded(self: Any, request: Any, obj: Any = None) -> bool:
     return obj is None or obj.queue_name != "guarded"
 
 
-for _right in ("pause", "cancel", "retry", "run", "send"):
+for _right in ("pause", "cancel", "retry", "run", "reschedule", "send"):
     setattr(OursAdmin, f"has_{_right}_permission", _guarded)
 
 
