@@ -12,6 +12,7 @@ from typing import Any
 from uuid import UUID
 
 from django.contrib import admin
+from django.contrib.admin.models import ADDITION, LogEntry
 from django.contrib.auth import get_user_model
 from django.http import HttpRequest
 from django.urls import get_resolver
@@ -119,13 +120,27 @@ class Bulk:
         user = get_user_model()._default_manager.filter(pk=self.actor).first()
         request = HttpRequest()
         request.user = user  # type: ignore[assignment]
-        if user is None or not (
-            model_admin.admin_site.has_permission(request) and model_admin.may(request, self.verb)
+        if (
+            user is None
+            or not self._is_given()
+            or not (
+                model_admin.admin_site.has_permission(request)
+                and model_admin.may(request, self.verb)
+            )
         ):
             raise NonRetryable(
-                "Who gave this order may not do so any more; nothing more is changed."
+                "Who gave this order may not do so any more, or did not give it on the admin's page; "
+                "nothing more is changed."
             )
         return model_admin, request
+
+    def _is_given(self) -> bool:
+        """Whether the admin's log says that the actor gave this order, as this very job.
+
+        Whoever may enqueue could else write another's id into the input, or run an old order again.
+        """
+        given = LogEntry.objects.filter(user_id=self.actor, object_id=str(self.job_id))
+        return given.filter(action_flag=ADDITION).exists()
 
     def _model_admin(self) -> Any:
         # A site of the project's own may be made by its URLconf, which a worker has not loaded yet.

@@ -15,6 +15,7 @@ from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.models import ADDITION
 from django.contrib.admin.options import IncorrectLookupParameters
 from django.core.exceptions import PermissionDenied
+from django.db import transaction
 from django.db.models import Model, QuerySet
 from django.http import (
     HttpRequest,
@@ -35,6 +36,7 @@ from django_jobs.lifecycle import Command
 from django_jobs.models import Job
 from django_jobs.observe.stats import capped_count
 from django_jobs.store.commands import Done
+from django_jobs.store.session import engine_alias
 
 if TYPE_CHECKING:
     Base = admin.ModelAdmin[Any]
@@ -224,12 +226,15 @@ class SteeringAdmin(Base):
 
     def _enqueue_order(self, request: HttpRequest, verb: Verb, order: dict[str, Any]) -> str | None:
         """The address of the job that carries out ``order``, or None with the reason told."""
+        said = f"{verb.label}: {order['reason']}".rstrip(": ")
         try:
-            job = bulk.act_on_matching.enqueue(input=order)
+            # Together: without its line in the log nobody gave the order.
+            with transaction.atomic(using=engine_alias()):
+                job = bulk.act_on_matching.enqueue(input=order)
+                telling.log(request.user, [job], said, ADDITION)
         except JobsError as error:
             messages.error(request, str(error))
             return None
-        telling.log(request.user, [job], f"{verb.label}: {order['reason']}".rstrip(": "), ADDITION)
         messages.success(request, _("The job below does it; this page shows how far it is."))
         return detail.url(self, "change", job.pk, model="workflowrun") or detail.url(
             self, "change", job.pk

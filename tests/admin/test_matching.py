@@ -183,6 +183,22 @@ def test_who_gave_the_order_is_asked_again_when_it_runs(login: Login, lost: str)
     assert Job.objects.filter(slug="charge_card", status="failed").count() == 2
 
 
+def test_nobody_gives_an_order_in_the_name_of_another(login: Login) -> None:
+    """Neither by enqueueing it with another's id, nor by running an old order again."""
+    failed(2)
+    order(login("view_job", "retry_job"), "retry", "?status=failed")
+    given = the_order()
+    forged = bulk.act_on_matching.enqueue(input=given.input)
+    given.cancel()
+    again = given.rerun()
+    run_jobs(where=bulk_only())
+    for job in (forged, again):
+        job.refresh_from_db()
+        assert job.status == "failed"
+        assert "did not give it" in job.error["message"]
+    assert Job.objects.filter(slug="charge_card", status="failed").count() == 2
+
+
 def test_what_a_project_hides_or_forbids_by_object_stays_as_it_is(
     login: Login, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -277,18 +293,20 @@ def finished() -> Iterator[list[Job]]:
 
 def enqueue_rerun(part: int) -> Job:
     user = User.objects.create_superuser("operator", "o@example.org", "x")
-    return bulk.act_on_matching.enqueue(
+    job = bulk.act_on_matching.enqueue(
         command=str(Command.RERUN), values={}, actor=str(user.pk), actor_name="operator", reason="",
         site="admin", model="job", part=part,
         selection=Selection(slug="echo", until_id=str(Job.objects.order_by("-pk")[0].pk)).as_dict(),
     )  # fmt: skip
+    LogEntry.objects.log_actions(user.pk, [job], 1, "Re-run")
+    return job
 
 
 def assert_each_once(made: list[Job]) -> None:
     again = Job.objects.filter(rerun_of__in=[job.pk for job in made])
     sources = sorted(again.values_list("rerun_of", flat=True))
     assert sources == sorted(job.pk for job in made)
-    logged = sorted(LogEntry.objects.values_list("object_id", flat=True))
+    logged = sorted(LogEntry.objects.filter(action_flag=2).values_list("object_id", flat=True))
     assert logged == sorted(str(job.pk) for job in made)
 
 

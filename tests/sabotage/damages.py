@@ -80,6 +80,7 @@ REPLAY = "django_jobs/workflows/replay.py"
 UNITS = "django_jobs/store/units.py"
 UNDO = "django_jobs/workflows/undo.py"
 COMMANDS = "django_jobs/store/commands.py"
+MATCHING_TESTS = "tests/admin/test_matching.py::test_"
 BULK = "django_jobs/admin/bulk.py"
 INPUTFORM = "django_jobs/admin/inputform.py"
 RESCHEDULING = "django_jobs/store/rescheduling.py"
@@ -116,8 +117,20 @@ DAMAGES = [
     Damage(
         "an-order-on-all-is-not-checked-when-it-runs",
         "X2",
-        [Edit(BULK, "if user is None or not (", "if user is None and not (")],
-        ["tests/admin/test_matching.py::test_who_gave_the_order_is_asked_again_when_it_runs[permission]"],
+        [
+            Edit(
+                BULK,
+                "            or not (\n                model_admin",
+                "            or None is (\n                model_admin",
+            )
+        ],
+        [f"{MATCHING_TESTS}who_gave_the_order_is_asked_again_when_it_runs[permission]"],
+    ),
+    Damage(
+        "an-order-on-all-in-the-name-of-another",
+        "X2",
+        [Edit(BULK, "            or not self._is_given()\n", "")],
+        [f"{MATCHING_TESTS}nobody_gives_an_order_in_the_name_of_another"],
     ),
     Damage(
         "parts-of-an-order-on-all-do-not-commit-with-their-record",
