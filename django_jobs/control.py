@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from django.db import transaction
+from django.dispatch import Signal
 
 from django_jobs import enqueueing, ids, jsonvalues, lifecycle, signals
 from django_jobs.definitions import registry
 from django_jobs.definitions.options import check_name, seconds
 from django_jobs.definitions.task import check_priority
 from django_jobs.enqueueing import Prepared, check_moment
-from django_jobs.errors import ConfigurationError, DuplicateJob, InvalidInput, InvalidTransition
+from django_jobs.errors import DuplicateJob, InvalidInput, InvalidTransition
 from django_jobs.lifecycle import KEEP, REFUSE, Command, Kind, Status
 from django_jobs.models import Job
 from django_jobs.store import commands, history
@@ -80,14 +81,14 @@ def steer(
 ) -> Job:
     """Carry out ``command`` on one job and return it refreshed.
 
-    Raises InvalidTransition, which names command and status, and Job.DoesNotExist.
+    ``cascade`` and ``compensate`` belong to a cancel: the child runs are canceled too; a run of which
+    a step has completed undoes that, and ends as compensated. Raises InvalidTransition, which names
+    command and status, and Job.DoesNotExist.
     """
     order = _order(command, actor, reason, cascade, compensate, change)
-    if command == Command.COMPENSATE and job.kind != Kind.DAG:
+    if command == Command.COMPENSATE and job.kind not in (Kind.WORKFLOW, Kind.DAG):
         raise InvalidTransition(
-            command,
-            job.status,
-            f"Only runs of a DAG have compensations, and {job.slug!r} is a {job.kind}.",
+            command, job.status, f"Only runs have steps to undo, and {job.slug!r} is a {job.kind}."
         )
     alias = _alias(job)
     done = Session(alias).committed(lambda s: commands.apply(s, order, [job.pk]))
@@ -147,13 +148,9 @@ def _order(
     compensate: bool = False,
     change: Change | None = None,
 ) -> Order:
-    if compensate:
-        raise ConfigurationError(
-            "cancel(compensate=True) has nothing to call: this version runs no compensations."
-        )
     said = None if actor is None else jsonvalues.clean_text(str(actor))[:200]
     why = jsonvalues.clean_text(str(reason))[:LONGEST_REASON] if reason else None
-    return Order(command, said or None, why, cascade, change)
+    return Order(command, said or None, why, cascade, change, compensate)
 
 
 def change_of(
@@ -263,13 +260,21 @@ def _chunks(queryset: JobQuerySet) -> Iterator[list[UUID]]:
 
 def _announce(order: Order, done: Done, alias: str) -> None:
     """The signal of each change, after the commit of the caller's transaction, if there is one."""
-    signal = SIGNALS.get(order.command)
-    if signal is None or not signal.receivers or not done.changed:
+    undone = set(done.undoing)
+    _send_later(
+        SIGNALS.get(order.command), [one for one in done.changed if one not in undone], alias
+    )
+    _send_later(signals.run_compensating, done.undoing, alias)
+
+
+def _send_later(signal: Signal | None, changed: list[UUID], alias: str) -> None:
+    if signal is None or not signal.receivers or not changed:
         return
 
-    def send(changed: Iterable[UUID] = tuple(done.changed)) -> None:
+    def send(changed: Iterable[UUID] = tuple(changed)) -> None:
         for job in Job.units.using(alias).filter(pk__in=list(changed)).order_by("pk"):
-            signals.announce(signal, Job, job=job)
+            details = {"error": job.error} if signal is signals.run_compensating else {}
+            signals.announce(signal, Job, job=job, **details)
 
     transaction.on_commit(send, using=alias)
 

@@ -80,13 +80,16 @@ class Look:
         self.job = job
         self.alias = alias
         self.now = _now(alias)
-        self.is_waiting = job.status in (Status.PENDING, Status.SLEEPING, Status.PAUSED)
+        #: It is to be undone, and nobody does.
+        self.is_left = job.status == Status.COMPENSATING and job.lease_expires_at is None
+        waits = job.status in (Status.PENDING, Status.SLEEPING, Status.PAUSED)
+        self.is_waiting = waits or self.is_left
         self._workers: list[Worker] | None = None
 
     @property
     def summary(self) -> str:
         job = self.job
-        if job.status in DRIVEN:
+        if job.status in DRIVEN and not self.is_left:
             return f"It is {job.status} on worker {job.worker}."
         return "Nothing holds it back: it runs as soon as a worker is free."
 
@@ -163,6 +166,24 @@ def _due(look: Look) -> ClosedGate | None:
         "due", f"It is not due before {_moment(due)}.", "It opens then, or by run_now().",
         {"due": due},
     )  # fmt: skip
+
+
+def _undoing(look: Look) -> ClosedGate | None:
+    job = look.job
+    if not look.is_left:
+        return None
+    if job.run_after is not None and job.run_after > look.now:
+        return ClosedGate(
+            "undo", "It waits for the next try of a compensation.", f"It opens at {_moment(job.run_after)}.",
+            {"due": job.run_after},
+        )  # fmt: skip
+    units = Job.units.using(look.alias).filter(parent=job, kind=Kind.STEP, finished_at=None).count()
+    if units:
+        return ClosedGate(
+            "units", f"It is undone once its steps in hand have ended: {units}.", "It opens with their end.",
+            {"units": units},
+        )  # fmt: skip
+    return None
 
 
 def _asleep(look: Look) -> ClosedGate | None:
@@ -340,7 +361,7 @@ def _broker(look: Look) -> ClosedGate | None:
 
 
 PARTS: tuple[Callable[[Look], ClosedGate | None], ...] = (
-    _final, _paused, _held, _due, _asleep, _expired, _queue, _task, _worker, _code, _key, _queue_limit,
+    _final, _paused, _held, _due, _asleep, _undoing, _expired, _queue, _task, _worker, _code, _key, _queue_limit,
     _rate, _broker,
 )  # fmt: skip
 

@@ -84,16 +84,18 @@ class HandedBack:
 
 @dataclass(frozen=True, slots=True)
 class Compensated:
-    """Every completed step of a failed run is undone; ``error`` is why it failed."""
+    """Every completed step of a run is undone; ``error`` is why, and ``cause`` what it failed of."""
 
     error: ErrorDict
+    cause: BaseException | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class CompensationFailed:
-    """A compensation failed for good; ``error`` is that of the compensation."""
+    """A compensation failed for good; ``error`` is that of the compensation, ``cause`` what the run failed of."""
 
     error: ErrorDict
+    cause: BaseException | None = None
 
 
 @dataclass(frozen=True, slots=True)

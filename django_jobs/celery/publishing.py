@@ -90,7 +90,7 @@ def promise_due(session: Session) -> int:
     begun = clock.monotonic()
     session.committed(claiming.open_gates)
     lanes = [lane.lane for lane in session.committed(claiming.lanes) if lane.runner == CELERY]
-    promised = 0
+    promised = session.committed(_promise_undoing)
     while lanes:
         written = session.committed(lambda s: _promise_page(s, lanes))
         promised += written
@@ -99,6 +99,12 @@ def promise_due(session: Session) -> int:
     took = clock.monotonic() - begun
     _next_look[session.alias] = clock.monotonic() + (took / SHARE if took > SHARE else 0.0)
     return promised
+
+
+def _promise_undoing(session: Session) -> int:
+    found = outbox.unpromised_undoing(session, CELERY, PAGE)
+    outbox.promise(session, CELERY, found)
+    return len(found)
 
 
 def _promise_page(session: Session, lanes: list[int]) -> int:

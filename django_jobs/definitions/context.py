@@ -8,7 +8,6 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
 from django_jobs.definitions.retry import Retry
-from django_jobs.errors import ConfigurationError
 from django_jobs.lifecycle import StepKind
 
 if TYPE_CHECKING:
@@ -124,11 +123,6 @@ class Context:
         self._driver.heartbeat()
 
 
-def _refuse_compensation(compensate: Any) -> None:
-    if compensate is not None:
-        raise ConfigurationError("compensate= is not in this release: it would have no effect.")
-
-
 class StepMethods(Context):
     """The step methods. In an ``async def`` handler each returns an awaitable."""
 
@@ -148,8 +142,10 @@ class StepMethods(Context):
 
         A completed step is not run again: its stored output is returned. Raises JobFailed once the
         step's retries are used up, on every later pass too; DuplicateStepId; UnknownTask.
+
+        ``compensate`` is a function of a :class:`StepContext`, or a task, that undoes the completed
+        step when the run fails: the last completed step first, each by a step ``undo:<id>``.
         """
-        _refuse_compensation(compensate)
         return self._driver.step(
             StepCall(id, target, args, kwargs, False, retries, timeout, transactional, compensate)
         )
@@ -166,7 +162,6 @@ class StepMethods(Context):
         compensate: Any = None,
     ) -> Any:
         """Run a function without a registered task as the step ``id``; its output is stored as JSON."""
-        _refuse_compensation(compensate)
         return self._driver.step(
             StepCall(id, function, (), {}, True, retries, timeout, transactional, compensate)
         )
@@ -178,7 +173,6 @@ class StepMethods(Context):
             for name in ("retries", "timeout", "transactional", "compensate")
             if name in kwargs
         }
-        _refuse_compensation(options.get("compensate"))
         return StepCall(id, target, args, kwargs, False, **options)
 
     def gather(self, *calls: StepCall) -> Any:

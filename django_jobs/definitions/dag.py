@@ -14,7 +14,7 @@ from django_jobs.definitions.limits import Concurrency
 from django_jobs.definitions.options import NOTHING, check_name, check_step_id, seconds
 from django_jobs.definitions.retry import Retry
 from django_jobs.definitions.schema import Schema
-from django_jobs.definitions.task import Definition, Task, check_priority
+from django_jobs.definitions.task import Definition, check_compensation, check_priority
 from django_jobs.errors import ConfigurationError, InvalidInput, UnknownTask
 from django_jobs.lifecycle import Kind, StepKind
 
@@ -299,11 +299,7 @@ def _step(id: str, given: dict[str, Any]) -> Step:
     wanted = values.get("input")
     if wanted is not None and not isinstance(wanted, Mapping) and not callable(wanted):
         raise InvalidInput(f"input= is a dict or a function of the context, not {wanted!r}.")
-    undo = values.get("compensate")
-    if undo is not None and not isinstance(undo, Task) and (
-        isinstance(undo, Definition) or not callable(undo)
-    ):  # fmt: skip
-        raise InvalidInput(f"compensate= is a function of the context or a task, not {undo!r}.")
+    check_compensation(values.get("compensate"))
     for name in ("optional", "parallel"):
         if not isinstance(values[name], bool):
             raise InvalidInput(f"{name} is True or False, not {values[name]!r}.")

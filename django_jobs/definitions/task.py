@@ -212,6 +212,14 @@ def _checked(given: dict[str, Any]) -> dict[str, Any]:
     return checked
 
 
+def check_compensation(undo: Any) -> None:
+    """Refuse what cannot undo a step; None is no compensation."""
+    if undo is None or isinstance(undo, Task):
+        return
+    if isinstance(undo, Definition) or not callable(undo):
+        raise InvalidInput(f"compensate= is a function of the context or a task, not {undo!r}.")
+
+
 def check_priority(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not -100 <= value <= 100:
         raise InvalidInput(

@@ -131,7 +131,9 @@ class JobCommands:
     ) -> Self:
         """End it now; a late result of a handler still under way is dropped.
 
-        ``cascade`` cancels its live child runs too, and theirs.
+        ``cascade`` cancels its live child runs too, and theirs. With ``compensate`` a run of which a
+        step has completed is undone: what it has in hand is recorded, then its completed steps are
+        compensated, the last completed first, and it ends as compensated.
         """
         return self._steer(
             Command.CANCEL, actor=actor, reason=reason, cascade=cascade, compensate=compensate
@@ -142,7 +144,7 @@ class JobCommands:
         return self._steer(Command.RETRY, actor=actor, reason=reason)
 
     def compensate(self, *, actor: object = None, reason: str | None = None) -> Self:
-        """Undo the completed steps of this failed run of a graph, the last completed first."""
+        """Undo the completed steps of this failed run, the last completed first."""
         return self._steer(Command.COMPENSATE, actor=actor, reason=reason)
 
     async def acompensate(self, **how: Any) -> Self:

@@ -327,7 +327,7 @@ def _fold_job(state: State, entry: Entry) -> None:
     state.attempts += _counted(entry, detail)
     if entry.event in ("taken_back", "crashed"):
         state.crashes += 1
-    if _is_retry(entry):
+    if _forgives_crashes(entry):
         state.crashes = 0
     for name in ("attempts", "crashes"):
         if isinstance(detail.get(name), int):
@@ -356,12 +356,10 @@ def _counted(entry: Entry, detail: dict[str, Any]) -> int:
     return int(entry.event in ("retrying", "completed"))
 
 
-def _is_retry(entry: Entry) -> bool:
-    """Whether an operator's retry opened the job again, which forgives its crashes."""
-    return (entry.frm, entry.to) in (
-        (Status.FAILED, Status.PENDING),
-        (Status.COMPENSATION_FAILED, Status.COMPENSATING),
-    )
+def _forgives_crashes(entry: Entry) -> bool:
+    """Whether the crashes count anew: an operator's retry opened the job again, or its undoing begins."""
+    begins_undo = entry.to == Status.COMPENSATING and entry.frm != Status.COMPENSATING
+    return begins_undo or (entry.frm, entry.to) == (Status.FAILED, Status.PENDING)
 
 
 def _is_legal(frm: str, to: str) -> bool:

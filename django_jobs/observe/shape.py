@@ -27,7 +27,7 @@ def as_dict(job: Job) -> dict[str, Any]:
     results = {
         step["id"]: step["output"]
         for step in steps
-        if step["status"] == StepStatus.COMPLETED and (graph is None or step["id"] in graph.steps)
+        if step["status"] == StepStatus.COMPLETED and _is_result(step, graph)
     }
     return {
         "id": str(job.pk), "slug": job.slug, "kind": str(job.kind), "version": job.version, "status": str(job.status),
@@ -38,6 +38,10 @@ def as_dict(job: Job) -> dict[str, Any]:
         "context": job.context, "input": job.input, "output": job.output, "results": results, "error": job.error,
         "steps": steps,
     }  # fmt: skip
+
+
+def _is_result(step: dict[str, Any], graph: Graph | None) -> bool:
+    return step["kind"] != StepKind.COMPENSATION if graph is None else step["id"] in graph.steps
 
 
 def _graph(job: Job) -> Graph | None:

@@ -13,7 +13,7 @@ from django_jobs import failpoints, jsonvalues
 from django_jobs.errors import ErrorDict
 from django_jobs.lifecycle import AttemptStatus, Kind, Status
 from django_jobs.store import admission, fairness, history, permits, rates
-from django_jobs.store.claimable import AVAILABLE, CLAIMABLE, TIMED
+from django_jobs.store.claimable import AVAILABLE, CLAIMABLE, NOT_PAUSED, TIMED
 from django_jobs.store.recorded import StepRecord, read_steps
 from django_jobs.store.session import Session
 from django_jobs.store.waking import wake_due
@@ -65,6 +65,15 @@ class Claim:
     is_undoing: bool = False
     #: Set once the outcome is committed, where the handler's thread waits for that.
     acknowledged: threading.Event | None = None
+
+    @property
+    def drives_in(self) -> Status:
+        """The status of the job in which this claim starts steps."""
+        return Status.COMPENSATING if self.is_undoing else Status.RUNNING
+
+    def hear(self, status: str | None) -> None:
+        """Note the status that the job, still ours, is known to have now."""
+        self.is_halted = status != self.drives_in
 
     @property
     def is_run(self) -> bool:
@@ -528,12 +537,13 @@ def _note_times(session: Session, runs: list[Claim]) -> None:
 def read_claim(session: Session, job_id: UUID, fence: int, worker: UUID) -> Claim | None:
     """The claim that ``worker`` holds on a job under ``fence``, for another process of that worker."""
     rows = session.rows(
-        f"SELECT {RETURNED} FROM {{job}} WHERE id = %(id)s AND fence = %(fence)s AND worker = %(worker)s "
-        "AND status IN ('running', 'compensating')",
+        f"SELECT {RETURNED}, {{job}}.status FROM {{job}} WHERE id = %(id)s AND fence = %(fence)s "
+        "AND worker = %(worker)s AND status IN ('running', 'compensating')",
         id=job_id, fence=fence, worker=worker,
     )  # fmt: skip
-    claims = with_steps(session, [claim_of(session, row, worker) for row in rows])
+    claims = with_steps(session, [claim_of(session, row[:-1], worker) for row in rows])
     for taken in claims:
+        taken.is_undoing = rows[0][-1] == Status.COMPENSATING
         taken.held = permits.held(session, job_id, fence)
     return claims[0] if claims else None
 
@@ -586,9 +596,7 @@ def claimable_ids(session: Session, job_ids: Sequence[UUID]) -> list[UUID]:
     if not job_ids:
         return []
     rows = session.rows(
-        f"SELECT id FROM {{job}} WHERE id {{among(ids)}} AND {AVAILABLE} "
-        "AND NOT EXISTS (SELECT 1 FROM {queue} q WHERE q.name = {job}.queue_name AND q.paused) "
-        "AND NOT EXISTS (SELECT 1 FROM {task} t WHERE t.slug = {job}.slug AND t.paused)",
+        f"SELECT id FROM {{job}} WHERE id {{among(ids)}} AND {AVAILABLE} AND {NOT_PAUSED}",
         ids=list(job_ids),
     )
     found = {session.dialect.uuid(row[0]) for row in rows}

@@ -10,8 +10,8 @@ from uuid import UUID
 
 from django_jobs import conf, jsonvalues
 from django_jobs.definitions.graph import Graph
-from django_jobs.lifecycle import COMMANDS, KEEP, REFUSE, Command, Status
-from django_jobs.store import endings, history, jobs, permits, rescheduling, units
+from django_jobs.lifecycle import COMMANDS, KEEP, REFUSE, Command, Kind, Status
+from django_jobs.store import endings, history, jobs, permits, rescheduling, undoing, units
 from django_jobs.store.rescheduling import Change
 from django_jobs.store.session import Session
 
@@ -45,24 +45,28 @@ SETS = {
         "gate = 'open', due_at = {now}, fence = fence + 1, crashes = 0, finished_at = NULL, "
         "lease_expires_at = NULL"
     ),
-    Command.COMPENSATE: (
-        "gate = 'open', due_at = {now}, run_after = NULL, fence = fence + 1, finished_at = NULL, "
-        "lease_expires_at = NULL"
-    ),
+    Command.COMPENSATE: f"{undoing.ENTERS}, {undoing.LETS_GO}, due_at = {{now}}, finished_at = NULL",
 }
+#: A cancel that undoes: who has a step of it in hand keeps fence and lease until that is recorded.
+SETS_OF_UNDO = f"error = {{json(error)}}, {undoing.ENTERS}"
 #: The option in which a retried job keeps how many tries were before, so that its budget is whole again.
 ATTEMPTS_BEFORE = "attempts_before"
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """A command, who gives it and why. ``cascade`` cancels the children too; ``change`` is of a reschedule."""
+    """A command, who gives it and why.
+
+    A cancel with ``cascade`` is one of the children too, and theirs; with ``compensate`` runs undo
+    the steps that they have completed. ``change`` is of a reschedule.
+    """
 
     command: Command
     actor: str | None = None
     reason: str | None = None
     cascade: bool = False
     change: Change | None = None
+    compensate: bool = False
 
     @property
     def detail(self) -> dict[str, Any] | None:
@@ -95,6 +99,8 @@ class Done:
     """What became of the jobs that were asked for; those that do not exist are in none of these."""
 
     changed: list[UUID] = field(default_factory=list)
+    #: Those of them that are being undone by a cancel.
+    undoing: list[UUID] = field(default_factory=list)
     unchanged: list[UUID] = field(default_factory=list)
     #: The status that refused, by job.
     refused: dict[UUID, str] = field(default_factory=dict)
@@ -114,7 +120,7 @@ def apply(session: Session, order: Order, job_ids: Iterable[UUID]) -> Done:
             break
     if order.command == Command.CANCEL:
         # Not those that failed or completed: a child of theirs has an end of its own.
-        _cancel_below(session, order, [*done.changed, *done.unchanged])
+        _cancel_below(session, order, done)
     return done
 
 
@@ -139,7 +145,10 @@ def effect(command: Command, status: str) -> str:
 
 def _once(session: Session, order: Order, seen: list[Seen], done: Done) -> list[UUID]:
     """One look's worth; those that changed under our eyes are returned."""
-    groups: dict[str, list[Seen]] = {}
+    undone: set[UUID] = set()
+    if order.command == Command.CANCEL and order.compensate:
+        undone = undoing.with_completed_steps(session, [one.job_id for one in seen])
+    groups: dict[tuple[str, bool], list[Seen]] = {}
     for one in seen:
         cell = effect(order.command, one.status)
         if cell == REFUSE:
@@ -147,26 +156,33 @@ def _once(session: Session, order: Order, seen: list[Seen], done: Done) -> list[
         elif cell == KEEP:
             done.unchanged.append(one.job_id)
         else:
-            groups.setdefault(one.status, []).append(one)
+            groups.setdefault((one.status, one.job_id in undone), []).append(one)
     if order.command == Command.RUN_NOW:
-        for status, group in groups.items():
+        for (status, _), group in groups.items():
             _run_now(session, order, Status(status), group, done)
         return []
     if order.command == Command.RESCHEDULE:
         _reschedule(session, order, [one for group in groups.values() for one in group], done)
         return []
     missed: list[UUID] = []
-    for status, group in groups.items():
-        moved = set(_move(session, order, Status(status), [one.job_id for one in group]))
-        _follow(session, order, [one for one in group if one.job_id in moved])
-        done.changed += [one.job_id for one in group if one.job_id in moved]
-        missed += [one.job_id for one in group if one.job_id not in moved]
+    for (status, undoes), group in groups.items():
+        listed = [one.job_id for one in group]
+        moved = set(_move(session, order, Status(status), listed, undoes=undoes))
+        _follow(session, order, [one for one in group if one.job_id in moved], undoes=undoes)
+        done.changed += [job_id for job_id in listed if job_id in moved]
+        done.undoing += [job_id for job_id in listed if job_id in moved and undoes]
+        missed += [job_id for job_id in listed if job_id not in moved]
     return missed
 
 
-def _move(session: Session, order: Order, status: Status, job_ids: list[UUID]) -> list[UUID]:
+def _move(
+    session: Session, order: Order, status: Status, job_ids: list[UUID], *, undoes: bool
+) -> list[UUID]:
+    """``undoes`` says that a cancel leaves these runs to be undone."""
     command = order.command
-    sets, params = SETS[command], dict[str, Any]()
+    sets, params = SETS_OF_UNDO if undoes else SETS[command], dict[str, Any]()
+    to = Status.COMPENSATING if undoes else Status(COMMANDS[command][status])
+    event = EVENTS[Command.COMPENSATE if undoes else command]
     if command == Command.CANCEL:
         params["error"] = jsonvalues.dumps(
             {
@@ -178,7 +194,7 @@ def _move(session: Session, order: Order, status: Status, job_ids: list[UUID]) -
     if command == Command.RETRY:
         sets += f", options = {session.dialect.json_with('options', ATTEMPTS_BEFORE, 'attempts')}"
     return history.move_many(
-        session, job_ids, event=EVENTS[command], frm=status, to=Status(COMMANDS[command][status]),
+        session, job_ids, event=event, frm=status, to=to,
         sets=sets, actor=order.actor, detail=order.detail, **params,
     )  # fmt: skip
 
@@ -186,9 +202,15 @@ def _move(session: Session, order: Order, status: Status, job_ids: list[UUID]) -
 # --- what a change brings with it -------------------------------------------------------------
 
 
-def _follow(session: Session, order: Order, moved: list[Seen]) -> None:
+def _follow(session: Session, order: Order, moved: list[Seen], *, undoes: bool) -> None:
     if moved:
-        FOLLOW[order.command](session, moved)
+        (_after_undo if undoes else FOLLOW[order.command])(session, moved)
+
+
+def _after_undo(session: Session, moved: list[Seen]) -> None:
+    """A cancel that undoes: steps in hand end and are recorded, whoever has them."""
+    _make_room(session, [one for one in moved if one.status == Status.PENDING and not one.held])
+    undoing.follow(session, [one.job_id for one in moved], [one.queue_name for one in moved])
 
 
 def _after_pause(session: Session, moved: list[Seen]) -> None:
@@ -257,19 +279,26 @@ def _make_room(session: Session, gone: list[Seen]) -> None:
         permits.let_in(session, key_hash, leaving[key_hash])
 
 
-def _cancel_below(session: Session, order: Order, canceled: list[UUID]) -> None:
-    """Units of a run end with it; child runs do where the order says so."""
-    only_units = "" if order.cascade else " AND kind = 'step'"
-    above = canceled
+def _cancel_below(session: Session, order: Order, done: Done) -> None:
+    """Units of a run end with it; child runs do where the order says so.
+
+    Of a run that is to be undone no unit is stopped: what it has in hand is recorded.
+    """
+    above, undone = [*done.changed, *done.unchanged], set(done.undoing)
     while above:
         rows = session.rows(
-            f"SELECT id FROM {{job}} WHERE parent_id {{among(ids)}} AND finished_at IS NULL{only_units}",
+            "SELECT id, kind, parent_id FROM {job} WHERE parent_id {among(ids)} AND finished_at IS NULL",
             ids=above,
         )
-        children = [session.dialect.uuid(row[0]) for row in rows]
+        uuid = session.dialect.uuid
+        children: list[UUID] = [
+            uuid(row[0])  # type: ignore[misc]
+            for row in rows
+            if (uuid(row[2]) not in undone if row[1] == Kind.STEP else order.cascade)
+        ]
         below = Done()
-        _once(session, order, look(session, children), below)  # type: ignore[arg-type]
-        above = below.changed
+        _once(session, order, look(session, children), below)
+        above, undone = below.changed, set(below.undoing)
 
 
 # --- retry ------------------------------------------------------------------------------------

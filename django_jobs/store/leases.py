@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from django_jobs.errors import ErrorDict
-from django_jobs.lifecycle import AttemptStatus, Status
-from django_jobs.store import endings, history, permits, record
+from django_jobs.lifecycle import AttemptStatus, Kind, Status
+from django_jobs.store import endings, history, permits, record, undoing, units
 from django_jobs.store.claims import Claim
 from django_jobs.store.session import Session
 from django_jobs.store.steps import dump_error
@@ -143,13 +143,8 @@ def take_back(
         "type": "django_jobs.errors.JobsError", "message": message, "traceback": "", "code": "crashed",
     }  # fmt: skip
     fatal = job.crashes + 1 >= crash_limit
-    sets = "fence = fence + 1, crashes = crashes + 1, lease_expires_at = NULL"
-    if fatal and job.status == Status.RUNNING:
-        to = Status.FAILED
-        sets += ", error = {json(error)}, finished_at = {now}, deadline_at = NULL"
-    else:
-        to = Status(job.status) if job.status == Status.COMPENSATING else Status.PENDING
-        sets += ", gate = 'open'"
+    to = _after_crash(session, job, fatal=fatal)
+    sets = AFTER_CRASH[to] if fatal else f"{undoing.LETS_GO}, crashes = crashes + 1, gate = 'open'"
     moved = history.move(
         session, job.job_id, event="crashed" if fatal else "taken_back", frm=[Status(job.status)], to=to,
         fence=job.fence, worker=job.worker, where=where, sets=sets, detail={"message": message},
@@ -165,10 +160,33 @@ def take_back(
             "FROM {job} WHERE id = %(id)s",
             id=job.job_id, error=dump_error(lost), fence=job.fence, worker=job.worker,
         )  # fmt: skip
-    _free(session, job, final=to == Status.FAILED)
-    if to == Status.FAILED:
+    if fatal and to == Status.COMPENSATING:
+        units.withdraw(session, [job.job_id], canceled=True)
+    elif to == Status.COMPENSATION_FAILED:
+        undoing.crashed(session, job.job_id, error)
+    _free(session, job, final=to.is_final)
+    if to.is_final:
         endings.ended(session, [job.job_id])
     return str(to)
+
+
+#: What the crash that is one too many sets, by the status that the job has then. The error of a run
+#: that was being undone stays that of its failure.
+AFTER_CRASH = {
+    Status.FAILED: f"{undoing.LETS_GO}, crashes = crashes + 1, error = {{json(error)}}, finished_at = {{now}}, "
+    "deadline_at = NULL",
+    Status.COMPENSATING: f"{undoing.LETS_GO}, error = {{json(error)}}, {undoing.ENTERS}",
+    Status.COMPENSATION_FAILED: f"{undoing.LETS_GO}, crashes = crashes + 1, finished_at = {{now}}, run_after = NULL",
+}  # fmt: skip
+
+
+def _after_crash(session: Session, job: Expired, *, fatal: bool) -> Status:
+    if job.status == Status.COMPENSATING:
+        return Status.COMPENSATION_FAILED if fatal else Status.COMPENSATING
+    if not fatal:
+        return Status.PENDING
+    is_run = job.kind in (Kind.WORKFLOW, Kind.DAG)
+    return Status.COMPENSATING if is_run and undoing.is_due(session, job.job_id) else Status.FAILED
 
 
 def _step_in_hand(session: Session, job_id: UUID) -> str:

@@ -13,7 +13,7 @@ from uuid import UUID
 
 from django_jobs import jsonvalues
 from django_jobs.errors import ErrorDict
-from django_jobs.store.claimable import CLAIMABLE
+from django_jobs.store.claimable import CLAIMABLE, NOT_PAUSED, UNDOABLE
 from django_jobs.store.session import Session
 
 #: Kind of the messages that tell Celery's workers of a job.
@@ -139,12 +139,12 @@ def seconds_to_next(session: Session, kinds: Sequence[str]) -> float | None:
 
 # --- jobs that others are to be told of -------------------------------------------------------
 
-#: Jobs that can be claimed now, their queue and task not paused.
-_OPEN = (
-    f"{{job}}.runner = %(runner)s AND {CLAIMABLE} "
-    "AND NOT EXISTS (SELECT 1 FROM {queue} q WHERE q.name = {job}.queue_name AND q.paused) "
-    "AND NOT EXISTS (SELECT 1 FROM {task} t WHERE t.slug = {job}.slug AND t.paused)"
+_UNTOLD = (
+    "NOT EXISTS (SELECT 1 FROM {outboxmessage} m WHERE m.job_id = {job}.id "
+    "AND m.kind = %(runner)s AND m.status = 'pending')"
 )
+#: Jobs that can be claimed now, their queue and task not paused.
+_OPEN = f"{{job}}.runner = %(runner)s AND {CLAIMABLE} AND {NOT_PAUSED}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +161,8 @@ class Call:
 def claimable(session: Session, runner: str, job_ids: Sequence[UUID]) -> dict[UUID, Call]:
     """Those of these jobs that could be taken now."""
     rows = session.rows(
-        f"SELECT id, slug, version, queue_name, {{text(options)}} FROM {{job}} WHERE id {{among(ids)}} AND {_OPEN}",
+        "SELECT id, slug, version, queue_name, {text(options)} FROM {job} WHERE id {among(ids)} "
+        f"AND {{job}}.runner = %(runner)s AND (({_OPEN}) OR ({UNDOABLE}))",
         ids=list(job_ids), runner=runner,
     )  # fmt: skip
     calls = [Call(session.dialect.uuid(row[0]), *row[1:]) for row in rows]  # type: ignore[arg-type]
@@ -173,9 +174,7 @@ def unpromised(session: Session, runner: str, lanes: Sequence[int], limit: int) 
     found: list[UUID] = []
     for lane in lanes:
         rows = session.rows(
-            f"SELECT id FROM {{job}} {{index(claim)}} WHERE lane = %(lane)s AND {_OPEN} "
-            "AND NOT EXISTS (SELECT 1 FROM {outboxmessage} m WHERE m.job_id = {job}.id "
-            "AND m.kind = %(runner)s AND m.status = 'pending') "
+            f"SELECT id FROM {{job}} {{index(claim)}} WHERE lane = %(lane)s AND {_OPEN} AND {_UNTOLD} "
             "ORDER BY precedence, turn, due_at, id LIMIT %(limit)s",
             lane=lane, runner=runner, limit=limit - len(found),
         )  # fmt: skip
@@ -183,6 +182,16 @@ def unpromised(session: Session, runner: str, lanes: Sequence[int], limit: int) 
         if len(found) >= limit:
             break
     return found
+
+
+def unpromised_undoing(session: Session, runner: str, limit: int) -> list[UUID]:
+    """The same for runs that are to be undone: no lane has them."""
+    rows = session.rows(
+        f"SELECT id FROM {{job}} WHERE {{job}}.runner = %(runner)s AND {UNDOABLE} AND {_UNTOLD} "
+        "ORDER BY id LIMIT %(limit)s",
+        runner=runner, limit=limit,
+    )  # fmt: skip
+    return [session.dialect.uuid(row[0]) for row in rows]  # type: ignore[misc]
 
 
 def _text(error: ErrorDict | None) -> str | None:

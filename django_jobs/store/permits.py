@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from django_jobs import ids
+from django_jobs.store.claimable import NOT_PAUSED
 from django_jobs.store.session import Session
 
 if TYPE_CHECKING:
@@ -116,8 +117,7 @@ def let_in(session: Session, key_hash: str, count: int = 1) -> int:
     return session.run(
         "UPDATE {job} SET gate = 'open' WHERE id IN (SELECT id FROM {job} WHERE key_hash = %(hash)s "
         "AND finished_at IS NULL AND status = 'pending' AND gate = 'permit' "
-        "AND NOT EXISTS (SELECT 1 FROM {queue} q WHERE q.name = {job}.queue_name AND q.paused) "
-        "AND NOT EXISTS (SELECT 1 FROM {task} t WHERE t.slug = {job}.slug AND t.paused) "
+        f"AND {NOT_PAUSED} "
         "ORDER BY precedence, turn, due_at, id LIMIT %(count)s) "
         "AND status = 'pending' AND gate = 'permit'",
         hash=key_hash, count=count,

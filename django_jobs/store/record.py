@@ -168,8 +168,7 @@ def _write(session: Session, item: Item, owned: Owned) -> Answer:
         case Offer():
             return units.offer(session, item, Status(status), notify=conf.get().notify)
         case BeginUndo():
-            undoing.begin(session, item)
-            return "written" if status == Status.RUNNING else "paused"
+            return undoing.begin(session, item)
         case Withdraw():
             units.withdraw(session, [item.claim.job_id], canceled=True, keep=item.over_failures)
         case CancelRun():
@@ -309,7 +308,8 @@ def _complete(session: Session, claim: Claim, outcome: Completed) -> int:
 def _finish(session: Session, claim: Claim, outcome: Outcome, status: Status) -> Answer:
     """End a claim whose job row is locked and ours; ``status`` is what the row shows now.
 
-    "paused" says that the outcome is kept for the next claim, and the job has not ended.
+    "paused" says that the outcome is kept for the next claim, and the job has not ended; "undoing"
+    that the run has failed, and that somebody undoes it now.
     """
     if status not in (Status.RUNNING, Status.COMPENSATING):
         return _finish_unsteered(session, claim, outcome, status)
@@ -320,6 +320,11 @@ def _finish(session: Session, claim: Claim, outcome: Outcome, status: Status) ->
         outcome = Undoing(0.0, getattr(outcome, "reason", type(outcome).__name__))
     if isinstance(outcome, Lost):
         return "written"
+    if isinstance(outcome, Failed) and claim.is_run and undoing.is_due(session, claim.job_id):
+        undoing.fall(session, claim, outcome)
+        _end_attempt(session, claim, AttemptStatus.FAILED, outcome.error)
+        _free(session, claim, final=False)
+        return "undoing"
     _leave_by(session, claim, outcome)
     is_end = isinstance(outcome, Completed | Failed | Canceled | Compensated | CompensationFailed)
     _free(session, claim, final=is_end, busy=isinstance(outcome, Sleeping) and outcome.busy)

@@ -31,12 +31,13 @@ class StepRecord:
     event_name: str | None
     child: UUID | None
     parent_key: str | None = None
+    compensation: str | None = None
 
 
 #: In the order of StepRecord's fields.
 STEP_COLUMNS = (
     "id, step_key, step_id, slug, kind, status, {text(input)}, {text(output)}, {text(error)}, total_tried, failures, "
-    "done_no, wake_at, event_name, child, parent_key"
+    "done_no, wake_at, event_name, child, parent_key, {text(compensation)}"
 )
 
 

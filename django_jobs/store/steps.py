@@ -10,12 +10,12 @@ from uuid import UUID
 
 from django_jobs import clock, jsonvalues
 from django_jobs.errors import ErrorDict
-from django_jobs.lifecycle import DRIVEN, FINAL_STEPS, AttemptStatus, StepStatus
+from django_jobs.lifecycle import FINAL_STEPS, AttemptStatus, StepStatus
 from django_jobs.store.claims import Claim
 from django_jobs.store.dialects.mysql import conditional, numbered, portions
 from django_jobs.store.session import Session
 
-Answer = Literal["written", "paused", "lost"]
+Answer = Literal["written", "paused", "lost", "undoing"]
 ANY_SIZE = 1 << 30
 
 
@@ -41,18 +41,25 @@ class StepWrite:
     child: UUID | None = None
     parent_key: str | None = None
     again: bool = False
+    #: What undoes the step, as JSON text, where a failed run is to undo it.
+    compensation: str | None = None
 
     @property
     def starts(self) -> bool:
         return self.status in (StepStatus.RUNNING, StepStatus.SLEEPING)
 
+    @property
+    def needs(self) -> str | None:
+        """The status that its job must have: none to be recorded, that of its claim to be started."""
+        return str(self.claim.drives_in) if self.starts else None
+
 
 #: Columns of a record as one list of values; see :func:`_values`.
 FIELDS = (
-    "job uuid", "fence int", "starts bool", "step_key text", "step_id text", "slug text", "kind text",
+    "job uuid", "fence int", "needs text", "step_key text", "step_id text", "slug text", "kind text",
     "parent_key text", "status text", "input text", "output text", "error text", "total_tried int", "failures int",
     "worker uuid", "done_no int", "wake_after float8", "wake_at timestamptz", "event_name text", "child uuid",
-    "ended bool", "again bool",
+    "ended bool", "again bool", "compensation text",
 )  # fmt: skip
 ENDED = FINAL_STEPS
 
@@ -86,7 +93,7 @@ def answer(step: StepWrite, statuses: Statuses) -> Answer:
     status = statuses.get((step.claim.job_id, step.claim.fence))
     if status is None:
         return "lost"
-    return "paused" if step.starts and status not in DRIVEN else "written"
+    return "written" if step.needs in (None, status) else "paused"
 
 
 def _write_listed(session: Session, steps: Sequence[StepWrite]) -> Statuses:
@@ -147,19 +154,20 @@ def _last_of_each(steps: Sequence[StepWrite]) -> list[StepWrite]:
 def _values(step: StepWrite) -> dict[str, Any]:
     claim = step.claim
     return {
-        "job": claim.job_id.hex, "fence": claim.fence, "starts": step.starts, "step_key": step.step_key,
+        "job": claim.job_id.hex, "fence": claim.fence, "needs": step.needs, "step_key": step.step_key,
         "step_id": step.step_id, "slug": step.slug, "kind": str(step.kind), "parent_key": step.parent_key,
         "status": str(step.status), "input": step.input, "output": step.output, "error": dump_error(step.error),
         "total_tried": step.total_tried, "failures": step.failures, "worker": claim.worker.hex,
         "done_no": step.done_no, "wake_after": step.wake_after,
         "wake_at": None if step.wake_at is None else step.wake_at.isoformat(), "event_name": step.event_name,
         "child": None if step.child is None else step.child.hex, "ended": step.status in ENDED, "again": step.again,
+        "compensation": step.compensation,
     }  # fmt: skip
 
 
 COLUMNS = (
     "job_id, step_key, step_id, slug, kind, parent_key, status, input, output, error, total_tried, failures, fence, "
-    "worker, done_no, wake_at, event_name, child, started_at, finished_at"
+    "worker, done_no, wake_at, event_name, child, compensation, started_at, finished_at"
 )
 # A completed record is written once; only a step that asked to run anew replaces it.
 UPSERT = """
@@ -167,7 +175,8 @@ UPSERT = """
         output = excluded.output, error = excluded.error, total_tried = excluded.total_tried,
         failures = excluded.failures, fence = excluded.fence, worker = excluded.worker, done_no = excluded.done_no,
         wake_at = COALESCE(excluded.wake_at, {taskstatus}.wake_at), event_name = excluded.event_name,
-        child = COALESCE(excluded.child, {taskstatus}.child), finished_at = excluded.finished_at
+        child = COALESCE(excluded.child, {taskstatus}.child), finished_at = excluded.finished_at,
+        compensation = COALESCE(excluded.compensation, {taskstatus}.compensation)
 """
 
 # The rows are locked by key: see claims.TAKE_DIRECT on why this is no join.
@@ -183,10 +192,11 @@ RECORD_POSTGRESQL = f"""
         INSERT INTO {{taskstatus}} ({COLUMNS})
         SELECT v.job, v.step_key, v.step_id, v.slug, v.kind, v.parent_key, v.status, v.input::jsonb, v.output::jsonb,
                v.error::jsonb, v.total_tried, v.failures, v.fence, v.worker, v.done_no,
-               COALESCE(v.wake_at, {{now}} + v.wake_after * interval '1 second'), v.event_name, v.child, {{now}},
+               COALESCE(v.wake_at, {{now}} + v.wake_after * interval '1 second'), v.event_name, v.child,
+               v.compensation::jsonb, {{now}},
                CASE WHEN v.ended THEN {{now}} END
           FROM v JOIN owned ON owned.id = v.job AND owned.fence = v.fence
-         WHERE NOT v.starts OR owned.status IN ('running', 'compensating')
+         WHERE v.needs IS NULL OR owned.status = v.needs
         {UPSERT} WHERE {{taskstatus}}.status <> 'completed'
             OR EXISTS (SELECT 1 FROM v w WHERE w.again AND w.job = excluded.job_id AND w.step_key = excluded.step_key)
     )
@@ -209,7 +219,7 @@ RECORD_SQLITE = f"""
            {_field("parent_key")}, {_field("status")}, {_field("input")}, {_field("output")}, {_field("error")},
            {_field("total_tried")}, {_field("failures")}, {_field("fence")}, {_field("worker")}, {_field("done_no")},
            json_extract(%(wake)s, '$.' || {_field("job")} || {_field("step_key")}), {_field("event_name")},
-           {_field("child")}, {{now}}, CASE WHEN {_field("ended")} THEN {{now}} END
+           {_field("child")}, {_field("compensation")}, {{now}}, CASE WHEN {_field("ended")} THEN {{now}} END
       FROM json_each(%(listed)s) r WHERE true
     {UPSERT} WHERE {{taskstatus}}.status <> 'completed' OR EXISTS (
         SELECT 1 FROM json_each(%(listed)s) r WHERE {_field("again")} AND {_field("job")} = excluded.job_id
@@ -225,7 +235,7 @@ UPSERT_MYSQL = {
 ROW_MYSQL = (
     "(%(job)s, %(step_key)s, %(step_id)s, %(slug)s, %(kind)s, %(parent_key)s, %(status)s, {json(input)}, "
     "{json(output)}, {json(error)}, %(total_tried)s, %(failures)s, %(fence)s, %(worker)s, %(done_no)s, "
-    "COALESCE({moment(wake_moment)}, {after(wake_after)}), %(event_name)s, %(child)s, {now}, "
+    "COALESCE({moment(wake_moment)}, {after(wake_after)}), %(event_name)s, %(child)s, {json(compensation)}, {now}, "
     "CASE WHEN %(ended)s THEN {now} END)"
 )
 

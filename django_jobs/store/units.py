@@ -200,13 +200,14 @@ def _put(session: Session, item: UnitWrite, run: Run) -> bool:
         "error": dump_error(step.error), "total_tried": step.total_tried, "failures": step.failures,
         "fence": claim.fence, "worker": claim.worker, "done_no": step.done_no, "wake_after": step.wake_after,
         "unit": claim.job_id, "child": None if waits or step.parent_key else claim.job_id,
+        "compensation": step.compensation,
     }  # fmt: skip
     ended = "{now}" if step.status in steps.ENDED else "NULL"
     own = "" if step.parent_key else " AND child = %(unit)s"
     written = session.run(
         "UPDATE {taskstatus} SET status = %(status)s, input = {json(input)}, output = {json(output)}, "
         "error = {json(error)}, total_tried = %(total_tried)s, failures = %(failures)s, fence = %(fence)s, "
-        "worker = %(worker)s, done_no = %(done_no)s, child = %(child)s, "
+        "worker = %(worker)s, done_no = %(done_no)s, child = %(child)s, compensation = {json(compensation)}, "
         f"wake_at = {'{after(wake_after)}' if waits else 'NULL'}, finished_at = {ended} "
         f"WHERE job_id = %(run)s AND step_key = %(key)s AND status <> 'completed'{own}",
         **values,

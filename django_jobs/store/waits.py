@@ -10,7 +10,7 @@ from uuid import UUID
 
 from django_jobs import jsonvalues
 from django_jobs.errors import ErrorDict
-from django_jobs.lifecycle import DRIVEN, FINAL, Command, Status, StepKind, StepStatus
+from django_jobs.lifecycle import FINAL, Command, Status, StepKind, StepStatus
 from django_jobs.store import commands
 from django_jobs.store.claims import Claim
 from django_jobs.store.commands import Order
@@ -41,6 +41,8 @@ class Wait:
     wake_at: datetime | None = None
     event_name: str | None = None
     enqueue: Callable[[Session], Job] | None = None
+    #: What undoes it, as JSON text; see StepWrite.
+    compensation: str | None = None
 
     # --- the answer -----------------------------------------------------------------------
     status: StepStatus = StepStatus.SLEEPING
@@ -72,7 +74,7 @@ def look(session: Session, wait: Wait, job_status: Status) -> Answer:
     between event and time limit, this lock alone decides (I4). Safe to repeat after a commit whose
     answer was lost.
     """
-    if job_status not in DRIVEN:
+    if job_status != Status.RUNNING:
         return "paused"
     wait.status, wait.enqueued = StepStatus.SLEEPING, None
     found = _read(session, wait)
@@ -136,6 +138,7 @@ def _begin(session: Session, wait: Wait, before: Found | None) -> None:
         "job": wait.claim.job_id, "key": wait.step_key, "step_id": wait.step_id, "slug": wait.slug,
         "kind": str(wait.kind), "input": wait.input, "fence": wait.claim.fence, "worker": wait.claim.worker,
         "wake_at": wait.wake_at, "wake_after": wait.wake_after, "event": wait.event_name, "child": child,
+        "compensation": wait.compensation,
     }  # fmt: skip
     # An absolute moment: replay, pause and recovery never move it (I6).
     wakes = "COALESCE({moment(wake_at)}, {after(wake_after)})"
@@ -148,8 +151,9 @@ def _begin(session: Session, wait: Wait, before: Found | None) -> None:
         return
     session.run(
         "INSERT INTO {taskstatus} (job_id, step_key, step_id, slug, kind, status, input, fence, worker, wake_at, "
-        "event_name, child, started_at) VALUES (%(job)s, %(key)s, %(step_id)s, %(slug)s, %(kind)s, 'sleeping', "
-        f"{{json(input)}}, %(fence)s, %(worker)s, {wakes}, %(event)s, %(child)s, {{now}})",
+        "event_name, child, compensation, started_at) VALUES (%(job)s, %(key)s, %(step_id)s, %(slug)s, %(kind)s, "
+        f"'sleeping', {{json(input)}}, %(fence)s, %(worker)s, {wakes}, %(event)s, %(child)s, {{json(compensation)}}, "
+        "{now})",
         **values,
     )
 

@@ -59,7 +59,9 @@ _LOOK = """
                                          AND status = 'pending' AND gate = 'permit')
                OR EXISTS (SELECT 1 FROM {job} WHERE rate_hash IS NOT NULL AND finished_at IS NULL
                                                 AND status = 'pending' AND gate = 'rate'),
-           EXISTS (SELECT 1 FROM {job} WHERE status = 'pending' AND gate = 'open'),
+           EXISTS (SELECT 1 FROM {job} WHERE status = 'pending' AND gate = 'open')
+               OR EXISTS (SELECT 1 FROM {job} WHERE status = 'compensating' AND lease_expires_at IS NULL
+                             AND (run_after IS NULL OR run_after <= {now})),
            (SELECT MIN(moment) FROM ($MOMENTS) AS moments),
            (SELECT MIN(next_slot) FROM {schedule} WHERE enabled),
            (SELECT drain FROM {worker} WHERE id = %(id)s),

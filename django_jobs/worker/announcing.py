@@ -88,6 +88,13 @@ def ended(alias: str, claim: Claim, outcome: Outcome) -> None:
     _send(alias, signal, claim.job_id, **details)
 
 
+def undoing(alias: str, claim: Claim, outcome: Outcome) -> None:
+    """A run has failed, and others undo it: that is said in place of its failure."""
+    if signals.run_compensating.receivers:
+        error = getattr(outcome, "error", None)
+        _send(alias, signals.run_compensating, claim.job_id, error=error)
+
+
 def _send(alias: str, signal: Signal, job_id: UUID, **details: object) -> None:
     job = Job.units.using(alias).filter(pk=job_id).first()
     if job is not None:

@@ -24,6 +24,7 @@ from django_jobs.store.claims import Claim
 from django_jobs.store.exchange import exchange
 from django_jobs.store.record import Finish
 from django_jobs.store.session import Session
+from django_jobs.store.steps import Answer
 from django_jobs.worker import announcing, execution, relay
 from django_jobs.worker.charge import Charges
 from django_jobs.worker.desk import Desk, Entry, settle, tell
@@ -330,6 +331,7 @@ class Child:
                 limit=room,
                 lease=lease,
                 queues=self.plan.queues,
+                excluded=self.plan.excluded,
             )
         )
         for claim in taken:
@@ -402,14 +404,16 @@ class Child:
             self.desk.finish(Finish(claim, Lost()), lambda _: self._drop(claim))
             return
 
-        def told(answer: str) -> None:
+        def told(answer: Answer) -> None:
             self._drop(claim)
             if answer == "lost":
                 self._learn_why(claim)
                 return
-            if answer == "paused":
+            if answer in ("paused", "undoing"):
                 self.intake.look_soon()
                 self._dry = False
+                if answer == "undoing":
+                    self.hands.later(announcing.undoing, self.plan.alias, claim, outcome)
                 return
             if claim.kind != Kind.STEP:
                 self._ended[type(outcome)] += 1
@@ -420,7 +424,7 @@ class Child:
                 announcing.log(claim, outcome)
             follows = isinstance(prepared, Execution) and execution.has_callback(prepared, outcome)
             if follows or announcing.wanted(outcome):
-                self.hands.later(after, self.plan.alias, prepared, claim, outcome)
+                self.hands.later(after, self.plan.alias, prepared, claim, outcome, answer)
 
         self.desk.finish(Finish(claim, outcome), told)
 

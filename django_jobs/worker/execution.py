@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import logging
 import os
 from collections.abc import Coroutine
 from concurrent.futures import Executor
@@ -28,6 +29,8 @@ from django_jobs.errors import (
 from django_jobs.lifecycle import StepStatus
 from django_jobs.outcomes import (
     Canceled,
+    Compensated,
+    CompensationFailed,
     Completed,
     Failed,
     HandedBack,
@@ -35,17 +38,33 @@ from django_jobs.outcomes import (
     Lost,
     Outcome,
     TryAgain,
+    Undoing,
 )
 from django_jobs.store import leftovers
 from django_jobs.store.claims import Claim
 from django_jobs.worker import graphs, tenancy
 from django_jobs.workflows import retrying
 from django_jobs.workflows.attempt import Recorder
+from django_jobs.workflows.coded import CodeRun
+from django_jobs.workflows.driver import RunDriver
 from django_jobs.workflows.forks import leave_if_forked
-from django_jobs.workflows.io import Loop, LoopIO, ThreadIO, in_own_thread_context, limited
+from django_jobs.workflows.io import (
+    Loop,
+    LoopIO,
+    ThreadIO,
+    drive,
+    in_own_thread_context,
+    is_being_canceled,
+    limited,
+)
 from django_jobs.workflows.passes import PassEnds
 from django_jobs.workflows.replay import Replay, StepLimit, cancel_error
 from django_jobs.workflows.secrets import Secrets
+
+logger = logging.getLogger("django_jobs.worker")
+
+#: Seconds after which a run is taken again whose undoing could not be begun.
+UNDO_PAUSE = 1.0
 
 
 @dataclass(slots=True)
@@ -96,7 +115,8 @@ class Execution:
         """Run the handler in the calling thread, in a context of its own."""
         if self.settled is not None:
             return self.settled
-        return leftovers.alone(self._run_to_end)
+        work = self._undo_to_end if self.claim.is_undoing else self._run_to_end
+        return leftovers.alone(work)
 
     async def arun(self) -> Outcome:
         """Run an ``async def`` handler on the running loop."""
@@ -105,14 +125,10 @@ class Execution:
         self.task = asyncio.current_task()
         process = os.getpid()
         try:
-            work: Coroutine[Any, Any, Outcome]
-            work = self._arun() if self.graph is None else self._arun_graph(self.graph)
+            work = self._aundo_to_end() if self.claim.is_undoing else self._arun_to_end(process)
             if self.environment.same_thread:
-                outcome: Outcome = await work
-            else:
-                outcome = await in_own_thread_context(work)
-            leave_if_forked(process)
-            return self._ended(outcome)
+                return await work
+            return await in_own_thread_context(work)
         except BaseException as error:
             leave_if_forked(process, error)
             return self._after(error)
@@ -129,10 +145,85 @@ class Execution:
         try:
             outcome = self._run() if self.graph is None else self._run_graph(self.graph)
             leave_if_forked(process)
-            return self._ended(outcome)
+            outcome = self._ended(outcome)
         except BaseException as error:
             leave_if_forked(process, error)
-            return self._after(error)
+            outcome = self._after(error)
+        if isinstance(outcome, Failed) and isinstance(self.attempt, CodeRun):
+            return self._here(self.attempt.end_failed(outcome))
+        return outcome
+
+    async def _arun_to_end(self, process: int) -> Outcome:
+        try:
+            work: Coroutine[Any, Any, Outcome]
+            work = self._arun() if self.graph is None else self._arun_graph(self.graph)
+            outcome = await work
+            leave_if_forked(process)
+            outcome = self._ended(outcome)
+        except BaseException as error:
+            leave_if_forked(process, error)
+            outcome = self._after(error)
+        if isinstance(outcome, Failed) and isinstance(self.attempt, CodeRun):
+            return await self._there(self.attempt.end_failed(outcome))
+        return outcome
+
+    # --- undoing ------------------------------------------------------------------------------
+
+    def _undo_to_end(self) -> Outcome:
+        """Undo a run that was taken over; the handler of a code workflow tells what undoes its steps."""
+        try:
+            if self.graph is not None:
+                return self._run_graph(self.graph)
+            run = self._look_back()
+            error: BaseException | None = None
+            try:
+                args, kwargs = self._loaded(run)
+                with tenancy.entered(self.claim, self.environment.recorder.alias):
+                    self.definition.func(*args, **kwargs)
+            except BaseException as raised:
+                error = raised
+            run.looked_back(error)
+            return self._here(run.undo_stored())
+        except Exception as error:
+            return _not_undone(error)
+
+    async def _aundo_to_end(self) -> Outcome:
+        try:
+            if self.graph is not None:
+                return await self._arun_graph(self.graph)
+            run = self._look_back()
+            error: BaseException | None = None
+            try:
+                args, kwargs = self._loaded(run)
+                async with tenancy.aentered(self.claim, self.environment.recorder.alias):
+                    await self.definition.func(*args, **kwargs)
+            except BaseException as raised:
+                if is_being_canceled():
+                    raise
+                error = raised
+            while run.under_way:
+                await asyncio.gather(*run.under_way, return_exceptions=True)
+            run.looked_back(error)
+            return await self._there(run.undo_stored())
+        except Exception as error:
+            return _not_undone(error)
+
+    def _look_back(self) -> CodeRun:
+        self.attempt = run = self._replay(self.environment.pool)
+        assert isinstance(run, CodeRun)
+        run.look_back()
+        return run
+
+    def _here(self, work: Coroutine[Any, Any, Outcome]) -> Outcome:
+        """Undo in this thread, with the tenant's context around it as around a handler."""
+        with tenancy.entered(self.claim, self.environment.recorder.alias):
+            return drive(work)
+
+    async def _there(self, work: Coroutine[Any, Any, Outcome]) -> Outcome:
+        async with tenancy.aentered(self.claim, self.environment.recorder.alias):
+            return await work
+
+    # --- running ------------------------------------------------------------------------------
 
     def _run(self) -> Completed:
         args, kwargs = self._arguments()
@@ -175,25 +266,31 @@ class Execution:
             return await plan.arun()
 
     def _arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        definition = self.definition
-        try:
-            args, kwargs = definition.schema.load_input(self.input)
-        except InvalidInput as error:
-            # Another try would read the same row by the same code.
-            raise NonRetryable(str(error)) from error
-        if not definition.takes_context:
-            return args, kwargs
+        if not self.definition.takes_context:
+            return self._loaded(None)
         self.attempt = self._replay(self.environment.pool)
         if self.timeout is not None:
             self.attempt.ends_at = clock.monotonic() + self.timeout
             self.attempt.time_limit = self.limit or self.timeout
+        return self._loaded(self.attempt)
+
+    def _loaded(self, attempt: Replay | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What the handler is called with: the context, where it takes one, and the typed input."""
+        try:
+            args, kwargs = self.definition.schema.load_input(self.input)
+        except InvalidInput as error:
+            # Another try would read the same row by the same code.
+            raise NonRetryable(str(error)) from error
+        if attempt is None or not self.definition.takes_context:
+            return args, kwargs
         kind: type[TaskContext | WorkflowContext]
         kind = WorkflowContext if self.claim.is_run else TaskContext
         return (self._context(kind), *args), kwargs
 
     def _replay(self, pool: Executor | None) -> Replay:
         claim, environment = self.claim, self.environment
-        return Replay(
+        driver = CodeRun if claim.is_run else Replay
+        return driver(
             claim,
             environment.recorder,
             jsonvalues.loads(claim.input),
@@ -307,6 +404,14 @@ def prepare(claim: Claim, environment: Environment) -> Execution | Outcome:
         return Lost({"reason": claim.revoked})
     if claim.is_halted:
         return HandedBack("paused")
+    prepared = _prepared(claim, environment)
+    if claim.is_undoing and isinstance(prepared, Failed):
+        # Its row is damaged: nothing of it can be undone until that is mended.
+        return CompensationFailed(prepared.error)
+    return prepared
+
+
+def _prepared(claim: Claim, environment: Environment) -> Execution | Outcome:
     definition = registry.find(claim.slug, claim.version)
     if definition is None:
         return HandedBack(f"this worker has no code for {claim.slug!r}")
@@ -325,13 +430,9 @@ def prepare(claim: Claim, environment: Environment) -> Execution | Outcome:
     retry = definition.retries
     if "retries" in options:
         retry = Retry.from_dict(options["retries"]).over(definition.retries)
-    limit = options.get("timeout", definition.timeout)
+    limit = None if claim.is_undoing else options.get("timeout", definition.timeout)
     left = claim.time_left(limit) if claim.is_run and limit is not None else limit
-    prepared = Execution(claim, definition, stored, retry, left, environment, limit)
-    prepared.settled = _kept(claim)
-    if prepared.settled is None and claim.is_run and left is not None and left <= 0:
-        prepared.settled = prepared.out_of_time()
-    return prepared
+    return _settled(Execution(claim, definition, stored, retry, left, environment, limit))
 
 
 def _of_graph(
@@ -343,15 +444,36 @@ def _of_graph(
     plan: graphs.Plan,
 ) -> Execution:
     """The execution of a claim of a graph: a limit is that of the whole run, and units have none."""
-    limit = options.get("timeout", dag.timeout) if claim.is_run else None
+    is_limited = claim.is_run and not claim.is_undoing
+    limit = options.get("timeout", dag.timeout) if is_limited else None
     left = None if limit is None else claim.time_left(limit)
     prepared = Execution(
         claim, dag, stored, None, left, environment, limit, attempt=plan.driver, graph=plan
     )
+    if left is not None and isinstance(plan.driver, RunDriver):
+        plan.driver.over_at = clock.monotonic() + left
+        plan.driver.out_of_time = prepared.out_of_time
+    return _settled(prepared)
+
+
+def _settled(prepared: Execution) -> Execution:
+    """``prepared``, with its outcome where that is known already. What is being undone has its outcome."""
+    claim = prepared.claim
+    if claim.is_undoing:
+        return prepared
     prepared.settled = _kept(claim)
-    if prepared.settled is None and left is not None and left <= 0:
+    over = claim.is_run and prepared.timeout is not None and prepared.timeout <= 0
+    if prepared.settled is None and over:
         prepared.settled = prepared.out_of_time()
     return prepared
+
+
+def _not_undone(error: BaseException) -> Outcome:
+    """The engine, or what it enters around handlers, kept the run from being undone: later again."""
+    if isinstance(error, PassEnds) and isinstance(error.outcome, Lost):
+        return error.outcome
+    logger.exception("A run could not be undone now.", exc_info=error)
+    return Undoing(UNDO_PAUSE, f"{type(error).__name__}: {jsonvalues.clean_text(str(error))}"[:500])
 
 
 def _kept(claim: Claim) -> Completed | Failed | None:
@@ -378,6 +500,10 @@ def corrupt(message: str) -> Failed:
     )
 
 
+#: Outcomes of which on_failure is told; of a run that is undone, once that has ended.
+ERRORS = (TryAgain, Failed, Compensated, CompensationFailed)
+
+
 def call_back(execution: Execution, outcome: Outcome) -> BaseException | None:
     """Call on_success or on_failure after the outcome is stored; return the error it raised, if any."""
     definition = execution.definition
@@ -389,7 +515,9 @@ def call_back(execution: Execution, outcome: Outcome) -> BaseException | None:
                 callback, args = definition.on_success, (value,)
             case TryAgain(cause=cause):
                 callback, args = definition.on_failure, (cause, False)  # type: ignore[assignment]
-            case Failed(cause=cause) if cause is not None:
+            case (
+                Failed(cause=cause) | Compensated(cause=cause) | CompensationFailed(cause=cause)
+            ) if cause is not None:
                 callback, args = definition.on_failure, (cause, True)  # type: ignore[assignment]
             case _:
                 return None
@@ -409,4 +537,4 @@ def has_callback(execution: Execution, outcome: Outcome) -> bool:
     definition = execution.definition
     if isinstance(outcome, Completed):
         return definition.on_success is not None
-    return isinstance(outcome, TryAgain | Failed) and definition.on_failure is not None
+    return isinstance(outcome, ERRORS) and definition.on_failure is not None

@@ -80,7 +80,7 @@ def _plan_unit(claim: Claim, dag: DAG, graph: Graph, environment: Environment) -
     driver = _driver(
         UnitDriver, claim, dag, environment, UnitRecorder(environment.recorder, claim, graph)
     )
-    driver.begin(graph, jsonvalues.loads(errand.context) if errand.context else {}, errand)
+    driver.begin(dag, jsonvalues.loads(errand.context) if errand.context else {}, errand)
     target = work.step.definition
     return Plan(
         driver, work.step.is_async, isolation="thread" if target is None else target.isolation

@@ -156,7 +156,12 @@ class Hands:
         if not self._running:
             return []
         present = clock.monotonic()
-        late = [one for one in list(self._running.values()) if present > one.limit]
+        # A run that is being undone has no limit any more.
+        late = [
+            one
+            for one in list(self._running.values())
+            if present > one.limit and not one.claim.is_undoing
+        ]
         for one in late:
             self._running.pop(one.claim.job_id, None)
         return late

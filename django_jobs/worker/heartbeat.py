@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from uuid import UUID
 
 from django_jobs import clock
-from django_jobs.lifecycle import DRIVEN, Status
+from django_jobs.lifecycle import Status
 from django_jobs.store import leases
 from django_jobs.store.claims import Claim
 from django_jobs.store.leases import Standing
@@ -45,7 +45,7 @@ def renew(
     for claim in claims:
         if claim.job_id in ours:
             claim.deadline = sent + lease * TRUSTED
-            claim.is_halted = ours[claim.job_id] not in DRIVEN
+            claim.hear(ours[claim.job_id])
             continue
         known = others.get(claim.job_id)
         if known and known.fence == claim.fence and not (claim.held and known.expired):

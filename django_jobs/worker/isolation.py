@@ -32,7 +32,7 @@ from django_jobs.store.session import Session
 from django_jobs.worker import announcing, execution
 from django_jobs.worker.desk import DirectRecorder
 from django_jobs.worker.execution import Environment, Execution
-from django_jobs.worker.local import CallingLoop, after
+from django_jobs.worker.local import FOLLOWED, CallingLoop, after
 
 T = TypeVar("T")
 logger = logging.getLogger("django_jobs.worker")
@@ -202,9 +202,9 @@ def _run_one(alias: str, job_id: UUID, fence: int, worker: UUID) -> int:
             raise
         logger.warning("The outcome of job %s could not be recorded: %s", job_id, error)
         return UNRECORDED
-    if answer == "written":
+    if answer in FOLLOWED:
         announcing.log(claim, outcome)
-        after(alias, prepared, claim, outcome)
+        after(alias, prepared, claim, outcome, answer)
     recorder.flush()
     return RECORDED_FAILED if isinstance(outcome, Failed) else RECORDED
 

@@ -25,6 +25,7 @@ from django_jobs.store import leftovers, overview, undoing
 from django_jobs.store.claims import Claim
 from django_jobs.store.record import Finish
 from django_jobs.store.session import Session, engine_alias
+from django_jobs.store.steps import Answer
 from django_jobs.worker import announcing, execution, intake
 from django_jobs.worker.desk import Desk, DirectRecorder
 from django_jobs.worker.execution import Environment, Execution
@@ -71,7 +72,7 @@ def run_job(job_id: UUID | str, *, database: str | None = None) -> RunReport:
         return RunReport()
     batch.where = Q(pk=wanted)
     batch.prepare(only=wanted)
-    claims = batch.claim_ids([wanted]) or batch.undoing(1, only=wanted)
+    claims = batch.claim_ids([wanted]) or batch.undoing(1, [wanted])
     return batch.run(claims, sequential=True)
 
 
@@ -100,7 +101,8 @@ class Batch:
         if limit < 1:
             return []
         if self.where is not None and self.where:
-            return self.claim_ids(self._matching(), limit)
+            claims = self.claim_ids(self._matching(), limit)
+            return claims + self.undoing(limit - len(claims), self._to_undo())
         chosen, _ = intake.mine(self.session.committed(claiming.lanes), self.queues)
         lease = self.settings.lease
         claims = self.session.committed(
@@ -108,14 +110,14 @@ class Batch:
         )
         return claims + self.undoing(limit - len(claims))
 
-    def undoing(self, limit: int, only: UUID | None = None) -> list[Claim]:
-        """Take up to ``limit`` runs that are being undone and that nobody holds."""
-        if limit < 1:
+    def undoing(self, limit: int, among: list[UUID] | None = None) -> list[Claim]:
+        """Take up to ``limit`` runs that are being undone and that nobody holds, of these or of all."""
+        if limit < 1 or among == []:
             return []
         return self.session.committed(
             lambda s: undoing.take(
                 s, registry.codes(), worker=self.worker, limit=limit, lease=self.settings.lease,
-                queues=self.queues, only=only,
+                queues=self.queues, among=among,
             )
         )  # fmt: skip
 
@@ -134,6 +136,10 @@ class Batch:
             if len(claims) >= most:
                 break
         return claims
+
+    def _to_undo(self) -> list[UUID]:
+        found = overview.scope(self.alias, self.queues, self.where)
+        return list(found.filter(status=Status.COMPENSATING).values_list("pk", flat=True))
 
     def _matching(self) -> list[UUID]:
         found = overview.scope(self.alias, self.queues, self.where)
@@ -199,8 +205,8 @@ class Batch:
                 answer = recorder.write(Finish(claim, outcome))
                 if claim.kind != Kind.STEP:
                     outcomes.append(outcome if answer == "written" else Lost())
-                if answer == "written":
-                    after(self.alias, prepared, claim, outcome)
+                if answer in FOLLOWED:
+                    after(self.alias, prepared, claim, outcome, answer)
                 recorder.flush()
         return outcomes
 
@@ -212,14 +218,16 @@ class Batch:
         followers: list[Future[None]] = []
 
         def concluded(claim: Claim, prepared: Execution | Outcome, outcome: Outcome) -> None:
-            def told(answer: str) -> None:
+            def told(answer: Answer) -> None:
                 nonlocal left
                 left -= 1
                 hands.drop(claim)
                 if claim.kind != Kind.STEP:
                     outcomes.append(outcome if answer == "written" else Lost())
-                if answer == "written":
-                    followers.append(hands.later(after, self.alias, prepared, claim, outcome))
+                if answer in FOLLOWED:
+                    followers.append(
+                        hands.later(after, self.alias, prepared, claim, outcome, answer)
+                    )
 
             desk.finish(Finish(claim, outcome), told)
 
@@ -246,8 +254,17 @@ class Batch:
         return outcomes
 
 
-def after(alias: str, prepared: Execution | Outcome, claim: Claim, outcome: Outcome) -> None:
+#: Answers to the write of an outcome that callbacks or signals follow.
+FOLLOWED = ("written", "undoing")
+
+
+def after(
+    alias: str, prepared: Execution | Outcome, claim: Claim, outcome: Outcome, answer: Answer
+) -> None:
     """Callbacks and signals, once the outcome is stored."""
+    if answer == "undoing":
+        announcing.undoing(alias, claim, outcome)
+        return
     if isinstance(prepared, Execution) and execution.has_callback(prepared, outcome):
         error = execution.call_back(prepared, outcome)
         if error is not None:
@@ -272,7 +289,8 @@ def _look_again(recorder: DirectRecorder, claim: Claim) -> None:
     status = recorder.status_of(claim)
     if status is None:
         claim.revoked = claim.revoked or "canceled"
-    claim.is_halted = status == Status.PAUSED
+    else:
+        claim.hear(status)
 
 
 class CallingLoop:

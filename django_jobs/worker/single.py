@@ -18,7 +18,7 @@ from uuid import UUID
 from django_jobs import clock, conf, ids
 from django_jobs.outcomes import HandedBack, Lost, Outcome
 from django_jobs.store import claims as claiming
-from django_jobs.store import outbox
+from django_jobs.store import outbox, undoing
 from django_jobs.store.claims import Claim
 from django_jobs.store.record import Finish, Item
 from django_jobs.store.session import Session
@@ -29,7 +29,7 @@ from django_jobs.worker.desk import Desk
 from django_jobs.worker.execution import Environment, Execution
 from django_jobs.worker.hands import MERCY, clean_up
 from django_jobs.worker.heartbeat import TRUSTED, renew, say_lost
-from django_jobs.worker.local import after
+from django_jobs.worker.local import FOLLOWED, after
 from django_jobs.worker.loop import LoopThread
 
 logger = logging.getLogger("django_jobs.worker")
@@ -152,7 +152,10 @@ class Seat:
             outbox.forget(s, self.runner, job_id)
             if row is None or row[2] != self.runner:
                 return []
-            return claiming.take_chosen(s, [job_id], worker=self.worker, limit=1, lease=lease)
+            taken = claiming.take_chosen(s, [job_id], worker=self.worker, limit=1, lease=lease)
+            return taken or undoing.take(
+                s, [(row[0], row[1])], worker=self.worker, limit=1, lease=lease, among=[job_id]
+            )
 
         sent = clock.monotonic()
         claims = self.session.committed(work)
@@ -270,6 +273,8 @@ class Sitting:
             self._execution is not None
             and self._limit is not None
             and clock.monotonic() >= self._limit
+            # A run that is being undone has no limit any more.
+            and not self.claim.is_undoing
         )
 
     # --- the end ------------------------------------------------------------------------------
@@ -279,9 +284,9 @@ class Sitting:
         if isinstance(outcome, Lost) or answer == "lost":
             say_lost(self.claim)
             return Lost()
-        if answer == "written":
+        if answer in FOLLOWED:
             announcing.log(self.claim, outcome)
-            self._follow(prepared, outcome, self.seat.hand)
+            self._follow(prepared, outcome, self.seat.hand, answer)
         return outcome
 
     def _record(self, outcome: Outcome) -> Answer:
@@ -296,13 +301,17 @@ class Sitting:
         return answers[0]
 
     def _follow(
-        self, prepared: Execution | Outcome, outcome: Outcome, where: Hand | ThreadPoolExecutor
+        self,
+        prepared: Execution | Outcome,
+        outcome: Outcome,
+        where: Hand | ThreadPoolExecutor,
+        answer: Answer,
     ) -> None:
         """Callbacks and signals are the user's code: not for the thread that writes."""
 
         def work() -> Ended:
             try:
-                after(self.seat.alias, prepared, self.claim, outcome)
+                after(self.seat.alias, prepared, self.claim, outcome, answer)
             finally:
                 clean_up()
             return prepared, outcome
@@ -322,9 +331,10 @@ class Sitting:
         claim.keeps_permit = True
         outcome = prepared.timed_out()
         claim.revoked = "timeout"
-        if self._record(outcome) == "written":
+        answer = self._record(outcome)
+        if answer in FOLLOWED:
             announcing.log(claim, outcome)
-            self._follow(prepared, outcome, self.seat.pool)
+            self._follow(prepared, outcome, self.seat.pool, answer)
         logger.warning("Job %s outlived its time limit.", claim.job_id)
         own = prepared.isolation == "process"
         ends = clock.monotonic() + (0.0 if own else self.settings.grace)

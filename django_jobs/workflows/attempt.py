@@ -11,6 +11,7 @@ from uuid import UUID
 from django_jobs import clock, jsonvalues
 from django_jobs.definitions.task import Definition
 from django_jobs.errors import InvalidInput, LeaseLost
+from django_jobs.lifecycle import Status
 from django_jobs.models import Job
 from django_jobs.store.claims import Claim
 from django_jobs.store.record import Item, LogWrite, ProgressWrite
@@ -90,6 +91,16 @@ class AttemptLog:
         attempt.post(LogWrite(claim, [(name, text, attempt.step_in_hand)]))
 
 
+class Mute:
+    """A log that keeps nothing."""
+
+    def debug(self, message: object, *args: object) -> None: ...
+    def info(self, message: object, *args: object) -> None: ...
+    def warning(self, message: object, *args: object) -> None: ...
+    def error(self, message: object, *args: object) -> None: ...
+    def exception(self, message: object, *args: object) -> None: ...
+
+
 def _formatted(message: object, args: tuple[object, ...]) -> str:
     """``message % args`` whatever they are: a line of log never fails a handler."""
     try:
@@ -118,6 +129,7 @@ class Attempt:
         self.log = AttemptLog(self)
         self._job: Job | None = None
         self._looked = 0.0
+        self._is_to_be_undone = False
 
     @property
     def run_id(self) -> UUID:
@@ -149,9 +161,12 @@ class Attempt:
         present = clock.monotonic()
         if self.recorder.always_look or present - self._looked >= CANCEL_LOOK:
             self._looked = present
-            if blocking(lambda: self.recorder.status_of(self.claim)) is None:
+            status = blocking(lambda: self.recorder.status_of(self.claim))
+            if status is None:
                 self.claim.revoked = "canceled"
-        return self.claim.revoked is not None
+            # A cancel that undoes: what is in hand is recorded all the same.
+            self._is_to_be_undone = status == Status.COMPENSATING and not self.claim.is_undoing
+        return self.claim.revoked is not None or self._is_to_be_undone
 
     def progress(self, fraction: float, note: str) -> None:
         if (

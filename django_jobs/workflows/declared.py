@@ -22,6 +22,8 @@ from django_jobs.workflows.advance import Mark, Work
 from django_jobs.workflows.passes import PassEnds
 from django_jobs.workflows.plan import Planned, is_transactional, own_retry
 from django_jobs.workflows.replay import Replay
+from django_jobs.workflows.undo import mark
+from django_jobs.workflows.view import RunView
 
 ITEM = "item"
 
@@ -54,6 +56,8 @@ class GraphSteps(Replay):
     graph: Graph
     #: What the run was enqueued with.
     context: dict[str, Any]
+    #: Whether a failed run undoes its steps.
+    is_saga: bool
 
     def look(self, step_ids: Iterable[str] | None) -> Mapping[str, StepRecord]:
         """The records of these steps, or of all, by id; steps that have none are left out."""
@@ -116,6 +120,12 @@ class GraphSteps(Replay):
     def _works(self) -> dict[str, Work]:
         """The steps in hand, by key."""
         return {}
+
+    def _compensation_of(self, step: Planned) -> str | None:
+        work = self._works.get(step.key)
+        if work is None or work.index is not None or not self.is_saga:
+            return None
+        return None if work.step.compensate is None else mark(work.step.compensate)
 
     # --- what the step itself says before it runs ---------------------------------------------
 
@@ -207,25 +217,14 @@ class GraphSteps(Replay):
         return noted
 
 
-class View:
+class View(RunView):
     """What a step sees of its run: nothing is read before it is asked for."""
 
+    _driver: GraphSteps
+
     def __init__(self, driver: GraphSteps, step: Step, error: ErrorDict | None = None) -> None:
-        self._driver = driver
+        super().__init__(driver, error)
         self._step = step
-        self._error = error
-
-    @property
-    def log(self) -> Any:
-        return self._driver.log
-
-    @property
-    def job(self) -> Any:
-        return self._driver.job
-
-    @property
-    def input(self) -> dict[str, Any]:
-        return self._driver.input
 
     @property
     def context(self) -> dict[str, Any]:
@@ -256,14 +255,6 @@ class View:
             if step_id in self._before and self._before[step_id].status == StepStatus.FAILED
         }
 
-    @property
-    def error(self) -> dict[str, Any] | None:
-        return self._error
-
-    @property
-    def cancel_requested(self) -> bool:
-        return self._driver.cancel_requested
-
     def was_skipped(self, step_id: str) -> bool:
         if step_id not in self._driver.graph.steps:
             raise InvalidInput(
@@ -271,12 +262,6 @@ class View:
             )
         record = self._driver.look([step_id]).get(step_id)
         return record is not None and record.status == StepStatus.SKIPPED
-
-    def progress(self, fraction: float, note: str) -> None:
-        self._driver.progress(fraction, note)
-
-    def heartbeat(self) -> None:
-        self._driver.heartbeat()
 
 
 def kind_of(work: Work) -> StepKind:

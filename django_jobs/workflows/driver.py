@@ -9,38 +9,30 @@ a run is held, nothing of it ends elsewhere unseen. In-process runs do everythin
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from django.dispatch import Signal
-
-from django_jobs import clock, conf, ids, jsonvalues, signals
-from django_jobs.definitions.context import StepCall, StepContext
+from django_jobs import clock, conf, ids, jsonvalues
+from django_jobs.definitions.context import StepCall
 from django_jobs.definitions.dag import DAG
 from django_jobs.definitions.graph import Graph, Step
 from django_jobs.errors import ErrorDict, JobFailed
 from django_jobs.lifecycle import FINAL_STEPS, Kind, StepKind, StepStatus
-from django_jobs.models import Job
 from django_jobs.outcomes import (
-    Compensated,
-    CompensationFailed,
     Completed,
     Failed,
     HandedBack,
-    Later,
     Lost,
     Outcome,
     Sleeping,
     TryAgain,
-    Undoing,
 )
 from django_jobs.store import units
 from django_jobs.store.jobs import NewJob
 from django_jobs.store.recorded import StepRecord
 from django_jobs.store.session import Session
 from django_jobs.store.steps import StepWrite
-from django_jobs.store.undoing import BeginUndo
 from django_jobs.store.units import Offer, Withdraw
 from django_jobs.workflows import waiting
 from django_jobs.workflows.advance import Decision, Frontier, Mark, Work
@@ -56,11 +48,11 @@ from django_jobs.workflows.declared import (
     outputs,
 )
 from django_jobs.workflows.passes import PassEnds
-from django_jobs.workflows.plan import Planned
+from django_jobs.workflows.plan import Planned, own_retry
 from django_jobs.workflows.replay import StepLimit
+from django_jobs.workflows.retrying import Budget
 from django_jobs.workflows.team import Team
-from django_jobs.workflows.undo import SLUG as UNDO
-from django_jobs.workflows.undo import as_seen, call_of, left_to_undo, plan_undo, undo_id
+from django_jobs.workflows.undo import Compensating, Undo
 
 ITEMS = "items"
 #: Steps that one offer gives away at most.
@@ -69,7 +61,7 @@ OFFER = 500
 RESULTS = 1 << 30
 
 
-class RunDriver(GraphSteps):
+class RunDriver(Compensating, GraphSteps):
     """The driver of one claim of a run. ``spreads`` says that other workers may do steps of it."""
 
     def begin(self, dag: DAG, context: dict[str, Any], *, spreads: bool, runner: str) -> None:
@@ -78,17 +70,18 @@ class RunDriver(GraphSteps):
         self.runner = runner
         self.dag = dag
         self.graph = dag.check()
+        self.is_saga = dag.is_saga
         self.context = context
         self.spreads = spreads
-        #: The steps that are being undone, by the key of the compensation, and why.
-        self._undoing: dict[str, Step] = {}
-        self._undone_for: ErrorDict | None = None
         #: The moment at which each waiting step is tried again, on this process's monotonic clock.
         self._due: dict[str, float] = {}
         #: The latest failure of this pass that is tried again.
         self._retrying: TryAgain | None = None
         #: Steps that were given away have been taken back: what is recorded has to be read anew.
         self._has_withdrawn = False
+        #: Monotonic end of the run's time, and the outcome then.
+        self.over_at: float | None = None
+        self.out_of_time: Callable[[], Failed] | None = None
         self.frontier = Frontier(self.graph, self._marks())
 
     # --- what is recorded ---------------------------------------------------------------------
@@ -131,7 +124,7 @@ class RunDriver(GraphSteps):
         """Take the run as far as this claim can."""
         stopped: Outcome | None = None
         if self.claim.is_undoing:
-            return await self._undo(self._stored_error())
+            return await self.undo_stored()
         try:
             await self._see_children()
         except PassEnds as end:
@@ -139,7 +132,7 @@ class RunDriver(GraphSteps):
         while True:
             if stopped is None:
                 try:
-                    stopped = await self._decide(team)
+                    stopped = self._late() or await self._decide(team)
                 except PassEnds as end:
                     stopped = end.outcome
             if not team.is_busy:
@@ -149,6 +142,12 @@ class RunDriver(GraphSteps):
             stopped = stopped or ended.outcome
             if ended.outcome is None:
                 self._note(ended)
+
+    def _late(self) -> Failed | None:
+        """Past the limit of the run no step starts, and what is undone is undone by another claim."""
+        if self.over_at is None or clock.monotonic() <= self.over_at or self.out_of_time is None:
+            return None
+        return self.out_of_time()
 
     async def _decide(self, team: Team) -> Outcome | None:
         """Begin what may begin; the outcome of the pass where nothing is left to do in it."""
@@ -413,85 +412,35 @@ class RunDriver(GraphSteps):
             known = outputs(self.graph, self.look(None))
             text = jsonvalues.dumps(known, what="output", limit=RESULTS)
             return Completed(text)
-        error = self.failure()
-        if not self.dag.is_saga or not self._left_to_undo():
-            return Failed(error)
-        match await self._io.write(BeginUndo(self.claim, error)):
-            case "paused":
-                return HandedBack("paused")
-            case "lost":
-                return Lost({"reason": "while beginning to undo"})
-        await self._announce_run(signals.run_compensating, error)
-        return await self._undo(error)
+        failed = Failed(self.failure())
+        return await self.end_failed(failed) if self.is_saga else failed
 
     # --- undoing ------------------------------------------------------------------------------
 
-    def _left_to_undo(self) -> list[tuple[Step, StepRecord]]:
-        return left_to_undo(self.graph.steps, self.graph.keys, self._records)
+    @property
+    def stops_at_failure(self) -> bool:
+        return self.dag.on_compensation_error == "stop"
 
-    def _stored_error(self) -> ErrorDict:
-        """Why the run is undone, as its row tells."""
-        return dict(self.job.error or {"type": "", "message": "", "code": None, "step_id": None})
-
-    async def _undo(self, error: ErrorDict) -> Outcome:
-        """Undo what is completed, the last first; a compensation that has completed is not run again."""
-        self._undone_for = as_seen(error)
-        failed: ErrorDict | None = None
-        for step, record in self._left_to_undo():
-            known = self._records.get(ids.digest(UNDO, undo_id(step.id)))
-            if known is not None and known.status == StepStatus.FAILED:
-                failed = failed or jsonvalues.loads(known.error)
+    def completed(self) -> Iterable[Undo]:
+        for record in self._records.values():
+            if record.status != StepStatus.COMPLETED or record.kind == StepKind.COMPENSATION:
                 continue
-            ended = await self._undo_one(step, record)
-            if ended.outcome is not None:
-                if isinstance(ended.outcome, Lost):
-                    return ended.outcome
-                return Undoing(0.0, "its worker gives it back")
-            if ended.status is StepStatus.PENDING:
-                return Undoing(ended.delay)
-            if ended.status is StepStatus.FAILED:
-                failed = failed or ended.error
-                if self.dag.on_compensation_error == "stop":
-                    break
-        return Compensated(error) if failed is None else CompensationFailed(failed)
+            work = work_of(self.graph, record)
+            step = None if work is None or work.index is not None else work.step
+            if step is not None and step.compensate is not None:
+                budget = Budget(
+                    own_retry(StepCall(step.id, None, retries=step.retries), step.definition)
+                )
+                yield Undo(record, step.compensate, budget, step.timeout)
+            elif record.compensation is not None:
+                by = (jsonvalues.loads(record.compensation) or {}).get("by", "a function")
+                yield Undo(record, missing=(
+                    f"The step {record.step_id!r} was to be undone by {by}, but the present {self.dag!r} has no "
+                    "compensate= for it. Put the code right, then retry() the run."
+                ))  # fmt: skip
 
-    async def _undo_one(self, step: Step, record: StepRecord) -> Ended:
-        work = Work(step)
-        planned = plan_undo(step, record)
-        known = self._records.get(planned.key)
-        self._ends.pop(planned.key, None)
-        self._undoing[planned.key] = step
-        try:
-            self._check_alive()
-            await self._mark_start(planned, known)
-            await self._execute(planned, known)
-        except JobFailed as error:
-            return Ended(work, StepStatus.FAILED, error.error)
-        except PassEnds as end:
-            match end.outcome:
-                case TryAgain(error=told, delay=delay):
-                    return Ended(work, StepStatus.PENDING, told, delay)
-                case Later(delay=delay):
-                    return Ended(work, StepStatus.PENDING, None, delay)
-                case _:
-                    return Ended(work, StepStatus.PENDING, outcome=end.outcome)
-        return Ended(work, StepStatus.COMPLETED)
-
-    def _call_of(self, step: Planned, number: int) -> Any:
-        undone = self._undoing.get(step.key)
-        if undone is None or step.definition is not None:
-            return super()._call_of(step, number)
-        context = StepContext(
-            View(self, undone, self._undone_for), step_id=undone.id, attempt=number,
-            idempotency_key=f"{self.run_id}:{step.slug}/{step.path}",
-        )  # fmt: skip
-        return call_of(undone.compensate, context)
-
-    async def _announce_run(self, signal: Signal, error: ErrorDict) -> None:
-        if signal.receivers:
-            await self._io.call(
-                lambda: signals.announce(signal, Job, job=self.job, error=error), None
-            )
+    def undo_view(self, undo: Undo, error: ErrorDict) -> View:
+        return View(self, self.graph.steps[undo.step_id], error)
 
     def failure(self) -> ErrorDict:
         """The error of the run: that of the step that failed first, and which it is."""

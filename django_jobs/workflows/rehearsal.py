@@ -14,18 +14,16 @@ from django_jobs.definitions import registry
 from django_jobs.definitions.context import WorkflowContext
 from django_jobs.definitions.task import Definition
 from django_jobs.lifecycle import StepStatus
-from django_jobs.outcomes import HandedBack, Parked
+from django_jobs.outcomes import Parked
 from django_jobs.store import claims as claiming
 from django_jobs.store.claims import Claim, Peek
 from django_jobs.store.record import Item
-from django_jobs.store.recorded import StepRecord
 from django_jobs.store.session import Session
 from django_jobs.store.steps import Answer
 from django_jobs.workflows import retrying
+from django_jobs.workflows.coded import CodeRun
 from django_jobs.workflows.io import LoopIO, ThreadIO
 from django_jobs.workflows.passes import PassEnds
-from django_jobs.workflows.plan import Planned
-from django_jobs.workflows.replay import Replay
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +103,8 @@ def _is_known(seen: Peek, error: Exception) -> bool:
     return known.get("type") == jsonvalues.describe_error(error)["type"]
 
 
-class Rehearsal(Replay):
-    """A pass that ends wherever something would be done."""
+class Rehearsal(CodeRun):
+    """A pass that looks back only, and ends wherever something would be done."""
 
     def __init__(
         self, claim: Claim, input: dict[str, Any], definition: Definition, alias: str
@@ -116,7 +114,7 @@ class Rehearsal(Replay):
             claim, silence, input, definition, thread_io=ThreadIO(silence, NoLoop(), None),
             loop_io=LoopIO(silence), retry=definition.retries, run_extra=None,
         )  # fmt: skip
-        self.log = Mute()  # type: ignore[assignment]
+        self.look_back()
 
     def unasked(self) -> list[str]:
         """Completed steps of the run itself that this pass did not ask for."""
@@ -127,13 +125,6 @@ class Rehearsal(Replay):
             and "/" not in step.step_id
             and step.step_key not in self._seen
         ]
-
-    def _check_alive(self) -> None:
-        # Asked before anything of a step is begun.
-        raise PassEnds(HandedBack("the next step would begin here"))
-
-    def _restores(self, step: Planned, record: StepRecord) -> bool:
-        return True
 
 
 class Silence:
@@ -166,13 +157,3 @@ class NoLoop:
     def run(self, coroutine: Any) -> Any:
         coroutine.close()
         raise AssertionError("A rehearsal runs no step.")
-
-
-class Mute:
-    """A log that keeps nothing."""
-
-    def debug(self, message: object, *args: object) -> None: ...
-    def info(self, message: object, *args: object) -> None: ...
-    def warning(self, message: object, *args: object) -> None: ...
-    def error(self, message: object, *args: object) -> None: ...
-    def exception(self, message: object, *args: object) -> None: ...

@@ -197,7 +197,21 @@ class Replay(Attempt):
     def _plan(self, call: StepCall) -> Planned:
         if waiting.is_wait(call):
             return waiting.plan_wait(call, self.claim)
-        return plan(call, self._run_level)
+        planned = plan(call, self._run_level)
+        if call.compensate is not None:
+            self._note_compensation(planned)
+        return planned
+
+    def _note_compensation(self, step: Planned) -> None:
+        """Take note of what undoes a step; refused where nothing ever would."""
+        raise ConfigurationError(
+            f"The step {step.path!r} of {self.claim.slug!r} has compensate=, but only the steps of a workflow "
+            "itself are undone. Give it to the step of the workflow around this one."
+        )
+
+    def _compensation_of(self, step: Planned) -> str | None:
+        """What undoes the step, for its record; None where a failed run leaves it as it is."""
+        return None
 
     @property
     def _run_level(self) -> Retry | None:
@@ -269,6 +283,7 @@ class Replay(Attempt):
         with self._lock:
             self._done_no += 1
             wait = waiting.begin(step, self.claim, self._done_no)
+            wait.compensation = self._compensation_of(step)
         match await self._io.write(wait):
             case "paused":
                 raise PassEnds(HandedBack("paused"))
@@ -586,6 +601,7 @@ class Replay(Attempt):
             failures=record.failures if record else 0,
             parent_key=step.scope.key if step.scope else None,
             again=record is not None and record.status == StepStatus.COMPLETED,
+            compensation=self._compensation_of(step),
         )
 
     def _noted(self, step: Planned, status: StepStatus, tried: int, failures: int) -> StepWrite:
@@ -613,7 +629,7 @@ class Replay(Attempt):
                 error=jsonvalues.dumps(write.error, what="error") if write.error else None,
                 total_tried=write.total_tried, failures=write.failures, done_no=write.done_no,
                 wake_at=known.wake_at if known else None, event_name=write.event_name, child=write.child,
-                parent_key=write.parent_key,
+                parent_key=write.parent_key, compensation=write.compensation,
             )  # fmt: skip
             self._groups.setdefault(write.step_id, set()).add(group(write.kind))
 
@@ -626,6 +642,7 @@ class Replay(Attempt):
                 error=jsonvalues.dumps(wait.error, what="error") if wait.error else None,
                 total_tried=int(wait.status != StepStatus.SLEEPING), failures=int(wait.timed_out), done_no=wait.done_no,
                 wake_at=known.wake_at if known else None, event_name=wait.event_name, child=wait.child,
+                compensation=wait.compensation,
             )  # fmt: skip
             self._groups.setdefault(wait.step_id, set()).add(group(wait.kind))
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 from uuid import UUID
 
+from django_jobs.definitions.dag import DAG
 from django_jobs.definitions.graph import Graph, Step
 from django_jobs.lifecycle import StepKind, StepStatus
 from django_jobs.outcomes import Canceled, Completed, HandedBack, Lost, Outcome
@@ -108,8 +109,9 @@ class UnitDriver(GraphSteps):
 
     recorder: UnitRecorder
 
-    def begin(self, graph: Graph, context: dict[str, Any], errand: Errand) -> None:
-        self.graph = graph
+    def begin(self, dag: DAG, context: dict[str, Any], errand: Errand) -> None:
+        self.graph = dag.check()
+        self.is_saga = dag.is_saga
         self.context = context
         self._errand = errand
         record = errand.record

@@ -8,10 +8,10 @@ from decimal import Decimal
 from typing import Any
 
 from django_jobs import JobFailed, WorkflowContext, task, workflow
-from tests.app import graphs
+from tests.app import graphs, storm_graphs
 from tests.app.jobs import note
 
-__all__ = ["graphs"]  # found by their import
+__all__ = ["graphs", "storm_graphs"]  # found by their import
 
 
 @task

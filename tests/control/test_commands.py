@@ -13,7 +13,6 @@ from django.db import transaction
 
 from django_jobs import (
     Concurrency,
-    ConfigurationError,
     DuplicateJob,
     InvalidInput,
     JobFailed,
@@ -549,9 +548,9 @@ def drain_one(job: Job) -> None:
     assert run_job(job.pk).completed == 1
 
 
-def test_cancel_with_compensation_says_what_it_lacks() -> None:
-    with pytest.raises(ConfigurationError, match="compensate"):
-        jobs.echo.enqueue().cancel(compensate=True)
+def test_cancel_with_compensation_is_a_cancel_where_nothing_is_to_be_undone() -> None:
+    assert jobs.echo.enqueue().cancel(compensate=True).status == "canceled"
+    assert jobs.three_steps.enqueue(marks="/dev/null").cancel(compensate=True).status == "canceled"
 
 
 # --- querysets, signals, async -----------------------------------------------------------------

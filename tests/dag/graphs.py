@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from django_jobs import DAG, Retry
 from django_jobs.models import Job, TaskStatus
 
+#: Deeds that never complete.
+FAILING = ("skipped", "fails", "times out")
 #: What a step does: it returns, fails for good, fails once or twice and then returns, is skipped.
 DEEDS = ("returns", "fails", "flaky", "skipped", "maps", "empty map")
 
@@ -55,8 +57,19 @@ def wishes(draw: Any, *, most: int = 9, undo: bool = False) -> list[Wish]:
     return found
 
 
-def build(slug: str, wanted: list[Wish], log: Log, **options: Any) -> DAG:
-    """The graph of these wishes, whose functions note what they do."""
+def build(
+    slug: str,
+    wanted: list[Wish],
+    log: Log,
+    *,
+    delay: float = 10,
+    too_long: Callable[[Any], Any] | None = None,
+    **options: Any,
+) -> DAG:
+    """The graph of these wishes, whose functions note what they do.
+
+    ``delay`` is the wait before another try in seconds; ``too_long`` is what a step does that times out.
+    """
     dag = DAG(slug, **options)
     for number, wish in enumerate(wanted):
         given: dict[str, Any] = {
@@ -64,7 +77,7 @@ def build(slug: str, wanted: list[Wish], log: Log, **options: Any) -> DAG:
             "optional": wish.optional,
             "run_if": "all_done" if wish.over_failures else None,
             "parallel": wish.parallel,
-            "retries": Retry(max_attempts=3, delay=10, jitter=0)
+            "retries": Retry(max_attempts=3, delay=delay, jitter=0)
             if "flaky" in (wish.deed, wish.undo)
             else None,
         }
@@ -74,9 +87,12 @@ def build(slug: str, wanted: list[Wish], log: Log, **options: Any) -> DAG:
             continue
         if wish.deed == "skipped":
             given["when"] = lambda ctx: False
+        if wish.deed == "times out":
+            given["timeout"] = 0.05
         if wish.undo:
             given["compensate"] = undo(log, wish.undo)
-        dag.step(str(number), step(log, wish.deed), **given)
+        does = too_long if wish.deed == "times out" else step(log, wish.deed)
+        dag.step(str(number), does, **given)
     return dag
 
 
@@ -110,7 +126,9 @@ def expected(wanted: list[Wish]) -> dict[str, set[str]]:
     certain: dict[int, set[str]] = {}
     for number, wish in enumerate(wanted):
         before = [certain[one] for one in wish.after]
-        own = {"skipped": {"skipped"}, "fails": {"failed"}}.get(wish.deed, {"completed"})
+        own = {"skipped": {"skipped"}, "fails": {"failed"}, "times out": {"failed"}}.get(
+            wish.deed, {"completed"}
+        )
         possible = set()
         if wish.over_failures or all(one <= {"completed", "skipped"} for one in before):
             possible = set(own)
@@ -154,7 +172,7 @@ def check(job: Job, wanted: list[Wish], log: Log) -> None:
             assert failed_hard, "canceled without a failure"
         if mine == "skipped" and wish.deed != "skipped":
             assert "failed" in before
-        if not failed_hard and wish.deed not in ("skipped", "fails") and "failed" not in before:
+        if not failed_hard and wish.deed not in FAILING and "failed" not in before:
             assert mine == "completed"
     # Each step at most once after its record: what completed ran to its end once.
     for name in set(log.ends):

@@ -79,6 +79,7 @@ PUBLISHING = "django_jobs/celery/publishing.py"
 REPLAY = "django_jobs/workflows/replay.py"
 UNITS = "django_jobs/store/units.py"
 UNDO = "django_jobs/workflows/undo.py"
+CODED = "django_jobs/workflows/coded.py"
 COMMANDS = "django_jobs/store/commands.py"
 MATCHING_TESTS = "tests/admin/test_matching.py::test_"
 BULK = "django_jobs/admin/bulk.py"
@@ -100,6 +101,7 @@ RECOVERY_TESTS = "tests/engine/test_recovery.py::test_"
 WAIT_TESTS = "tests/waits/test_waits.py::test_"
 OUTBOX_TESTS = "tests/celery/test_outbox.py::test_"
 SUPERVISOR_TESTS = "tests/engine/test_supervisor.py::test_"
+UNDO_TESTS = "tests/dag/test_undoing.py::test_"
 MISBEHAVIOUR_TESTS = "tests/engine/test_misbehaviour.py::test_c6_"
 ZOMBIE = "tests/engine/test_zombie.py::test_l3_a_zombie_writes_nothing"
 
@@ -691,5 +693,41 @@ DAMAGES = [
         [Edit(SESSION, "if is_last or not self.dialect.is_forgotten(error):", "if is_last or error.args:")],
         ["tests/store/test_trip.py::test_statements_that_the_driver_has_forgotten_are_prepared_anew[prepared]"],
         database="postgresql",
+    ),
+    Damage(
+        "forward-step-starts-while-undoing",
+        "C3",
+        [Edit(STEPS, 'return "written" if step.needs in (None, status) else "paused"', 'return "written"')],
+        [f"{UNDO_TESTS}c3_the_step_in_hand_is_recorded_and_none_starts_before_the_undoing"],
+    ),
+    Damage(
+        "undone-while-a-unit-works",
+        "C3",
+        [Edit(CLAIMABLE, "AND u.finished_at IS NULL) AND", "AND u.id IS NULL) AND")],
+        [f"{UNDO_TESTS}c3_no_run_is_undone_before_its_units_have_ended"],
+    ),
+    Damage(
+        "crashes-of-a-compensation-without-limit",
+        "P10",
+        [Edit(LEASES, "return Status.COMPENSATION_FAILED if fatal else Status.COMPENSATING", "return Status.COMPENSATING")],
+        [f"{UNDO_TESTS}p10_a_compensation_that_kills_its_workers_fails_and_may_be_retried"],
+    ),
+    Damage(
+        "undoing-passes-over-what-the-code-lost",
+        "C3",
+        [Edit(CODED, "            elif record.compensation is not None:\n", "            elif record.id is None:\n")],
+        ["tests/engine/test_code_sagas.py::test_a_compensation_that_the_code_does_not_give_any_more_fails_in_its_place"],
+    ),
+    Damage(
+        "looking-back-runs-steps",
+        "P5",
+        [Edit(CODED, "        if self.looks_back:\n            # Asked", "        if self.ends_at:\n            # Asked")],
+        ["tests/engine/test_code_sagas.py::test_a_compensation_that_the_code_does_not_give_any_more_fails_in_its_place"],
+    ),
+    Damage(
+        "time-limit-undoes-nothing",
+        "S2",
+        [Edit(RECORD, "and claim.is_run and undoing.is_due(session, claim.job_id):", "and claim.fence < 0:")],
+        [f"{UNDO_TESTS}a_run_out_of_time_is_undone"],
     ),
 ]  # fmt: skip

@@ -20,6 +20,11 @@ class Command(SteeringCommand):
         parser.add_argument(
             "--cascade", action="store_true", help="Their live child runs as well, and theirs."
         )
+        parser.add_argument(
+            "--compensate",
+            action="store_true",
+            help="Let runs undo the steps that they have completed.",
+        )
 
     def extra(self, options: dict[str, Any]) -> dict[str, Any]:
-        return {"cascade": options["cascade"]}
+        return {"cascade": options["cascade"], "compensate": options["compensate"]}

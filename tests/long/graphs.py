@@ -1,0 +1,37 @@
+"""Random graphs at length: ``python -m tests.long graphs process | workers [--graphs N] [--seed S]``.
+
+``process`` runs thousands of them in this process with a clock that is moved, by workers that die; ``workers``
+runs them on four ``runjobs`` processes that are killed with -9 on the way. ``kills`` dies at every single edge of
+undoing. ``TEST_DATABASE`` names the database.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+
+from tests.support import ROOT
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.long graphs")
+    parser.add_argument("what", choices=["process", "workers", "kills"])
+    parser.add_argument("--graphs", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=7)
+    options = parser.parse_args(arguments)
+    match options.what:
+        case "process":
+            paths, environment = ["tests/dag/test_properties.py"], {"TEST_GRAPHS": options.graphs}
+        case "workers":
+            paths = ["tests/dag/test_graph_storm.py"]
+            environment = {"TEST_GRAPH_STORM": options.graphs}
+        case _:
+            paths, environment = ["tests/dag/test_undoing.py"], {"TEST_KILL_STRIDE": 1}
+    env = {name: str(value) for name, value in environment.items()}
+    command = [sys.executable, "-m", "pytest", "-q", "-s", "-n0", "--timeout=0", *paths]
+    if options.what == "kills":
+        command += ["-k", "whatever_edge"]
+    env = {**os.environ, **env, "TEST_GRAPH_SEED": str(options.seed)}
+    return subprocess.run(command, cwd=ROOT, env=env).returncode
