@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 
+from tests import examples
 from tests.support import ROOT
 
 
@@ -21,9 +22,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--graphs", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=7)
     options = parser.parse_args(arguments)
+    environment: dict[str, object]
     match options.what:
         case "process":
-            paths, environment = ["tests/dag/test_properties.py"], {"TEST_GRAPHS": options.graphs}
+            # Of its kinds of graphs each test runs so many: see tests.examples.
+            paths = ["tests/dag/test_properties.py"]
+            environment = {"TEST_EXAMPLES": options.graphs / (30 if examples.IS_SQLITE else 6)}
         case "workers":
             paths = ["tests/dag/test_graph_storm.py"]
             environment = {"TEST_GRAPH_STORM": options.graphs}
