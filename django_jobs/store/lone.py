@@ -23,7 +23,7 @@ OWN = {
 _SELECTED = (
     "owned.id, v.step_key, v.step_id, v.slug, v.kind, v.parent_key, v.status, v.input, v.output, NULL::jsonb, "
     "v.total_tried, v.failures, owned.fence, %(worker)s::uuid, v.done_no, NULL::timestamptz, NULL::text, NULL::uuid, "
-    "{now}, CASE WHEN v.ended THEN {now} END"
+    "NULL::jsonb, {now}, CASE WHEN v.ended THEN {now} END"
 )
 
 
@@ -42,6 +42,7 @@ def fits(steps: Sequence[StepWrite]) -> bool:
         and step.wake_at is None
         and step.event_name is None
         and step.child is None
+        and step.compensation is None
         for step in steps
     )
 
@@ -53,15 +54,16 @@ def statement(steps: Sequence[StepWrite]) -> tuple[str, dict[str, Any]]:
     for number, step in enumerate(steps):
         for name in OWN:
             params[f"{name}_{number}"] = getattr(step, name)
-    return _sql(tuple((step.starts, step.status in ENDED) for step in steps)), params
+    return _sql(tuple((step.needs, step.status in ENDED) for step in steps)), params
 
 
 @lru_cache(maxsize=64)
-def _sql(shapes: tuple[tuple[bool, bool], ...]) -> str:
+def _sql(shapes: tuple[tuple[str | None, bool], ...]) -> str:
     rows = []
-    for number, (starts, ended) in enumerate(shapes):
+    for number, (needs, ended) in enumerate(shapes):
+        wanted = "NULL::text" if needs is None else f"'{needs}'::text"
         values = [f"%({name}_{number})s::{kind}" for name, kind in OWN.items()]
-        rows.append(f"({', '.join(values)}, {starts}, {ended})")
+        rows.append(f"({', '.join(values)}, {wanted}, {ended})")
     return f"""
         WITH owned AS MATERIALIZED (
             SELECT id, fence, status FROM {{job}} WHERE id = %(job)s::uuid AND fence = %(fence)s::int
@@ -69,8 +71,8 @@ def _sql(shapes: tuple[tuple[bool, bool], ...]) -> str:
         ), written AS (
             INSERT INTO {{taskstatus}} ({COLUMNS})
             SELECT {_SELECTED} FROM owned
-             CROSS JOIN (VALUES {", ".join(rows)}) AS v({", ".join(OWN)}, starts, ended)
-             WHERE NOT v.starts OR owned.status IN ('running', 'compensating')
+             CROSS JOIN (VALUES {", ".join(rows)}) AS v({", ".join(OWN)}, needs, ended)
+             WHERE v.needs IS NULL OR owned.status = v.needs
             {UPSERT} WHERE {{taskstatus}}.status <> 'completed'
         )
         SELECT id, fence, status FROM owned
