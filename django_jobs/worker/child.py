@@ -413,6 +413,7 @@ class Child:
                 self.intake.look_soon()
                 self._dry = False
                 if answer == "undoing":
+                    announcing.log(claim, outcome)
                     self.hands.later(announcing.undoing, self.plan.alias, claim, outcome)
                 return
             if claim.kind != Kind.STEP:
