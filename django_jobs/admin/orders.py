@@ -25,9 +25,12 @@ class OrderForm(forms.Form):
 
 class CancelForm(OrderForm):
     cascade = forms.BooleanField(label=_("Their live child runs too"), required=False)
+    compensate = forms.BooleanField(
+        label=_("Undo their completed steps (compensate)"), required=False
+    )
 
     def values(self) -> dict[str, Any]:
-        return {"cascade": self.cleaned_data["cascade"]}
+        return {name: self.cleaned_data[name] for name in ("cascade", "compensate")}
 
 
 class RescheduleForm(OrderForm):

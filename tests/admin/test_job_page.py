@@ -12,7 +12,7 @@ import pytest
 from django.contrib.admin.models import LogEntry
 from django.test import Client
 
-from django_jobs import DAG, StepContext, TaskContext, run_jobs, task
+from django_jobs import DAG, Retry, StepContext, TaskContext, run_jobs, task
 from django_jobs.admin.tries import share_out
 from django_jobs.lifecycle import Kind, Status
 from django_jobs.models import Attempt, HistoryEntry, Job, LogLine
@@ -115,6 +115,35 @@ def test_a_failed_run_is_undone_by_its_button(login: Login, trip: DAG) -> None:
     assert "2 of 2 compensations completed" in words(content)
     assert [row[1] for row in table(part(content, "graph"))][:2] == ["undone", "undone"]
     assert "Compensate" not in buttons(content)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_cancel_undoes_where_that_is_chosen(login: Login, whole: bool) -> None:
+    """One run by its button, or all that match: the completed step is undone, then the run ends."""
+    with registry():
+        dag = DAG("test.slow").step("first", lambda ctx: 1, compensate=lambda ctx: "undone")
+        dag.step("second", lambda ctx: 2, after="first", run_if="all_done")
+
+        def later(ctx: StepContext) -> None:
+            raise ConnectionError("not yet")
+
+        dag.step("third", later, after="second", retries=Retry(max_attempts=9, delay=600))
+        job = dag.enqueue()
+        run_jobs()
+        job.refresh_from_db()
+        assert job.finished_at is None
+        client = login("view_job", "cancel_job")
+        form = {"post": "yes", "compensate": "on"}
+        if whole:
+            client.post(address("job", "matching_cancel") + "?slug=test.slow", form)
+        else:
+            client.post(address("workflowrun", "cancel", job.pk), form)
+        drain()
+        job.refresh_from_db()
+        assert job.status == "compensated"
+        assert job.task_status["undo"]["undo:first"]["status"] == "completed"
+        said = LogEntry.objects.values_list("change_message", flat=True)
+        assert "Canceled." in list(said)
 
 
 def test_a_task_is_not_undone(login: Login) -> None:
