@@ -462,7 +462,7 @@ def test_an_operator_steers_what_is_ticked(open_page: Any) -> None:
     with page.expect_navigation():
         page.get_by_role("button", name="Pause", exact=True).click()
     told = page.locator(".messagelist").inner_text()
-    assert told.strip() == "Paused: 2 changed, 1 unchanged, 1 refused."
+    assert told.strip() == "Paused: 2 changed, 1 unchanged, 1 refused. Refused: completed 1."
     wrong |= look_at(page, "jobs-told")
     assert Job.objects.filter(status="paused").count() == 3
     assert wrong == {}

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from django_jobs.models import Job, Worker
+from django_jobs.models import Job, TaskStatus, Worker
 from django_jobs.testing import registry
 from tests.app import storm_graphs
 from tests.app.storm_graphs import Marks
@@ -28,6 +28,8 @@ pytestmark = pytest.mark.django_db(transaction=True)
 COUNT = storm_graphs.COUNT or 12
 #: Graphs that run at the same time.
 TOGETHER = 50
+#: Steps that are done between two kills.
+BETWEEN = 3
 
 
 def read(log: Log) -> Log:
@@ -42,7 +44,8 @@ def judge(job: Job, number: int, log: Log) -> int:
     wishes = storm_graphs.wanted(number)
     check(job, wishes, read(log))
     crashes = sum(
-        entry.event in ("taken_back", "crashed")
+        # What had ended and was not yet recorded when its process died is handed back uncharged.
+        entry.event in ("taken_back", "crashed", "handed_back")
         for one in (job, *Job.units.filter(parent=job))
         for entry in one.history.all()
     )
@@ -70,7 +73,7 @@ def test_graphs_on_four_processes_that_are_killed(
     monkeypatch.setenv("TEST_GRAPH_STORM", str(COUNT))
     source = random.Random(storm_graphs.SEED)
     begun = time.monotonic()
-    kills = again = 0
+    kills = again = killed_at = 0
     ends: dict[str, int] = {}
     with registry():
         graphs = [storm_graphs.define(number) for number in range(COUNT)]
@@ -90,9 +93,11 @@ def test_graphs_on_four_processes_that_are_killed(
                     )
                 )
                 time.sleep(0.3)
-                if left > 1:
+                # A new process must have got somewhere: on a busy machine it needs seconds to start.
+                done = TaskStatus.objects.filter(status="completed").count()
+                if left > 1 and done >= killed_at + BETWEEN:
                     kill_one(source)
-                    kills += 1
+                    kills, killed_at = kills + 1, done
             eventually(lambda: not Job.units.filter(finished_at=None).exists(), "no unit is left")
             for number, job in jobs.items():
                 again += judge(job, number, storm_graphs.log(number))

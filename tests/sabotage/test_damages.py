@@ -21,7 +21,8 @@ def test_a_damage_applies_and_leaves_python(damage: Damage, tmp_path: Path) -> N
     for edit in damage.edits:
         damaged = (tmp_path / edit.path).read_text()
         assert damaged != (ROOT / edit.path).read_text()
-        compile(damaged, edit.path, "exec")
+        if edit.path.endswith(".py"):
+            compile(damaged, edit.path, "exec")
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.name)
