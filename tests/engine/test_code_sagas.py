@@ -379,6 +379,30 @@ def test_a_compensation_that_the_code_does_not_give_any_more_fails_in_its_place(
     assert (done(job).status, log) == ("compensated", ["c", "b", "a"])
 
 
+def test_c3_looking_back_starts_no_step_of_new_code() -> None:
+    log: list[Any] = []
+
+    def define(is_new: bool) -> Any:
+        @workflow("looking")
+        def looking(run: WorkflowContext) -> None:
+            run.inline("a", lambda: 1, compensate=lambda ctx: log.append("undo a"))
+            if is_new:
+                run.inline("b", lambda: log.append("b has run"))
+            run.sleep("night", timedelta(days=1))
+
+        return looking
+
+    known = definitions.snapshot()
+    job = define(False).enqueue()
+    drain()
+    assert done(job).status == "sleeping"
+    definitions.restore(known)
+    define(True)
+    job.cancel(compensate=True)
+    drain()
+    assert (done(job).status, log) == ("compensated", ["undo a"])
+
+
 def test_a_run_whose_code_is_nowhere_waits_and_says_so() -> None:
     log: list[Any] = []
     clock.freeze(clock.now())

@@ -722,7 +722,7 @@ DAMAGES = [
         "looking-back-runs-steps",
         "P5",
         [Edit(CODED, "        if self.looks_back:\n            # Asked", "        if self.ends_at:\n            # Asked")],
-        ["tests/engine/test_code_sagas.py::test_a_compensation_that_the_code_does_not_give_any_more_fails_in_its_place"],
+        ["tests/engine/test_code_sagas.py::test_c3_looking_back_starts_no_step_of_new_code"],
     ),
     Damage(
         "time-limit-undoes-nothing",
