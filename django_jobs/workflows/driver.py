@@ -64,6 +64,10 @@ RESULTS = 1 << 30
 class RunDriver(Compensating, GraphSteps):
     """The driver of one claim of a run. ``spreads`` says that other workers may do steps of it."""
 
+    # A map or a child run ends while units end too, each with the next place that the records have:
+    # what the driver has not read yet stays before it, and none takes its place.
+    apart = 10_000
+
     def begin(self, dag: DAG, context: dict[str, Any], *, spreads: bool, runner: str) -> None:
         """What the driver of a graph needs besides an attempt's own."""
         #: Whose workers the steps that are given away are for.
@@ -288,7 +292,7 @@ class RunDriver(Compensating, GraphSteps):
         values: dict[str, Any] = {"total_tried": record.total_tried + 1}
         if status is StepStatus.COMPLETED:
             with self._lock:
-                self._done_no += 1
+                self._done_no += self.apart
                 values["done_no"] = self._done_no
             values["output"] = "[" + ",".join((one and one.output) or "null" for one in items) + "]"
         elif status is StepStatus.FAILED:

@@ -74,6 +74,9 @@ class Replay(Attempt):
     the job; None is unlimited.
     """
 
+    #: Places in the order of completion from one step to a wait that ends after it.
+    apart = 1
+
     def __init__(
         self,
         claim: Claim,
@@ -281,7 +284,7 @@ class Replay(Attempt):
     async def _wait_for(self, step: Planned) -> Any:
         """Begin a wait, or look at it again; the pass ends where it is not over."""
         with self._lock:
-            self._done_no += 1
+            self._done_no += self.apart
             wait = waiting.begin(step, self.claim, self._done_no)
             wait.compensation = self._compensation_of(step)
         match await self._io.write(wait):
