@@ -194,11 +194,15 @@ def test_a_cancel_interrupts_and_a_late_result_is_dropped(
 
 
 def test_a_canceled_job_is_revoked_at_the_workers(fleet: CeleryWorker) -> None:
+    # A worker that has not come up yet would miss the word.
+    assert on_celery(jobs.add).enqueue(a=1, b=2).result(timeout=SOON) == 3
     Queue.objects.get_or_create(name="held")[0].pause()
     job = on_celery(jobs.add, queue_name="held").enqueue(a=1, b=2)
     job.cancel()
     said = f"Tasks flagged as revoked: {job.pk}"
     eventually(lambda: said in fleet.output(), "the worker is told", SOON)
+    job.refresh_from_db()
+    assert (job.status, job.attempts) == ("canceled", 0)
 
 
 def test_a_time_limit_ends_the_job_and_then_the_process(
